@@ -1,0 +1,134 @@
+// Finds the backend of a device: the CPU's in this library, any other in a shared object beside it,
+// opened on first use.
+
+#include <dlfcn.h>
+
+#include <mutex>
+#include <string>
+
+#include "core/backend.h"
+#include "cpu/backend.h"
+#include "select_attn_ops/runtime.h"
+
+namespace select_attn {
+namespace {
+
+// A backend in its own shared object, opened once, by whoever asks first.
+class SharedBackend {
+ public:
+  explicit SharedBackend(const char* name) : name_(name) {}
+
+  const char* name() const { return name_; }
+
+  // Null if it cannot be used; why() then says so.
+  const BackendTable* table() {
+    std::call_once(opened_, [this] { Open(); });
+    return table_;
+  }
+  const std::string& why() const { return why_; }
+
+ private:
+  void Open() {
+    const std::string path = LibraryFolder() + "/libselect_attn_ops_" + name_ + ".so";
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      why_ = dlerror();
+      return;
+    }
+    const auto entry = reinterpret_cast<BackendEntry>(dlsym(library, kBackendSymbol));
+    if (entry == nullptr) {
+      why_ = path + " does not export " + kBackendSymbol;
+      return;
+    }
+    const char* why = "it gave no reason";
+    const BackendTable* table = entry(&why);
+    if (table == nullptr) {
+      why_ = why;
+    } else if (table->version != BackendTable::kVersion) {
+      why_ = path + " has version " + std::to_string(table->version) + " of the backend table, not " +
+             std::to_string(BackendTable::kVersion);
+    } else {
+      table_ = table;
+    }
+  }
+
+  static std::string LibraryFolder() {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<const void*>(&BackendFor), &info) == 0) return ".";
+    const std::string path = info.dli_fname;
+    const size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "." : path.substr(0, slash);
+  }
+
+  const char* const name_;
+  std::once_flag opened_;
+  const BackendTable* table_ = nullptr;
+  std::string why_;
+};
+
+SharedBackend& Cuda() {
+  static auto* backend = new SharedBackend("cuda");
+  return *backend;
+}
+
+SharedBackend& Ascend() {
+  static auto* backend = new SharedBackend("ascend");
+  return *backend;
+}
+
+SharedBackend* SharedBackendFor(DLDevice device) {
+  switch (device.device_type) {
+    case kDLCUDA:
+      return &Cuda();
+    case kDLExtDev:
+      return &Ascend();
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace
+
+const BackendTable& BackendFor(DLDevice device, const char* op) {
+  if (IsHost(device)) return cpu::Backend();
+  SharedBackend* backend = SharedBackendFor(device);
+  if (backend == nullptr) ThrowNoOperator(device, op);
+  if (const BackendTable* table = backend->table()) return *table;
+  throw Error(ErrorKind::kNotImplementedError,
+              std::string(op) + " is not available on " + DeviceText(device) +
+                  ": this installation has no usable " + backend->name() + " backend (" +
+                  backend->why() + ")");
+}
+
+void ThrowNoOperator(DLDevice device, const char* op) {
+  throw Error(ErrorKind::kNotImplementedError,
+              std::string(op) + " is not implemented on " + DeviceText(device));
+}
+
+std::vector<BackendInfo> Backends() {
+  std::vector<BackendInfo> backends = {{"cpu", true, cpu::Backend().description()}};
+  for (SharedBackend* backend : {&Cuda(), &Ascend()}) {
+    const BackendTable* table = backend->table();
+    backends.push_back({backend->name(), table != nullptr,
+                        table != nullptr ? table->description() : backend->why()});
+  }
+  return backends;
+}
+
+const char* Version() { return SELECT_ATTN_VERSION; }
+
+const char* Error::KindName() const {
+  switch (kind_) {
+    case ErrorKind::kTypeError:
+      return "TypeError";
+    case ErrorKind::kValueError:
+      return "ValueError";
+    case ErrorKind::kNotImplementedError:
+      return "NotImplementedError";
+    case ErrorKind::kRuntimeError:
+      return "RuntimeError";
+  }
+  return "RuntimeError";
+}
+
+}  // namespace select_attn

@@ -1,0 +1,53 @@
+#include "cpu/backend.h"
+
+#include <exception>
+#include <new>
+#include <string>
+
+#include "select_attn_ops/runtime.h"
+
+namespace select_attn::cpu {
+namespace {
+
+// A kernel fails only by running out of memory.
+template <typename Params, void (*kKernel)(const Params&)>
+const char* Run(const Params& params, Stream /*stream*/) {
+  thread_local std::string failure;
+  try {
+    kKernel(params);
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    return "out of memory";
+  } catch (const std::exception& exception) {
+    failure = exception.what();
+    return failure.c_str();
+  }
+}
+
+const char* Description() {
+  thread_local std::string description;
+  description = SimdTarget() + ", " + std::to_string(NumThreads()) + " threads";
+  return description.c_str();
+}
+
+BackendTable MakeTable() {
+  // Asked for here so that a wrong environment variable is reported by the first call.
+  SimdTarget();
+  NumThreads();
+  BackendTable table = {};
+  table.version = BackendTable::kVersion;
+  table.description = Description;
+  table.quest_prefill_metadata.run = Run<QuestPrefillMetadataParams, QuestPrefillMetadata>;
+  table.quest_block_select_paged.run = Run<QuestBlockSelectPagedParams, QuestBlockSelectPaged>;
+  table.selected_block_tables.run = Run<SelectedBlockTablesParams, SelectedBlockTables>;
+  return table;
+}
+
+}  // namespace
+
+const BackendTable& Backend() {
+  static const BackendTable table = MakeTable();
+  return table;
+}
+
+}  // namespace select_attn::cpu

@@ -1,0 +1,231 @@
+// CPU backend of quest_prefill_metadata, compiled once per SIMD target by foreach_target.h.
+//
+// Keys are compared as integers: the bits of a float, mapped so that their order as signed integers
+// is that of the floats. One code path thus serves all dtypes, 16-bit keys are never widened, and
+// NaN, which the map puts beyond both infinities, is found in the result instead of at every key.
+
+#include "select_attn_ops/quest_prefill_metadata.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "core/block_ranges.h"
+#include "cpu/backend.h"
+#include "cpu/tiles.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/quest_prefill_metadata.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// After foreach_target.h
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace select_attn::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Storage of a dtype and its bit patterns. Those of -inf and NaN follow from +inf.
+struct Float16 {
+  using Bits = int16_t;
+  static constexpr Bits kInfinity = 0x7C00;
+  static constexpr Bits kNaN = 0x7E00;
+};
+struct BFloat16 {
+  using Bits = int16_t;
+  static constexpr Bits kInfinity = 0x7F80;
+  static constexpr Bits kNaN = 0x7FC0;
+};
+struct Float32 {
+  using Bits = int32_t;
+  static constexpr Bits kInfinity = 0x7F800000;
+  static constexpr Bits kNaN = 0x7FC00000;
+};
+
+// Between the bits of a float and the integer that orders it; its own inverse.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Ordered(D d, V bits) {
+  const auto magnitude = hn::Set(d, std::numeric_limits<hn::TFromD<D>>::max());
+  return hn::Xor(bits, hn::And(hn::BroadcastSignBit(bits), magnitude));
+}
+
+// Calls fn(d, i) such that vectors at the i cover [0, count). The last one may overlap the one
+// before it: fn must not mind to see an element twice. Rows too short for a full vector get shorter
+// ones.
+template <typename Bits, typename F>
+HWY_INLINE void ForEachVector(int64_t count, F&& fn) {
+  const auto for_each = [&](auto d) HWY_ATTR {
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    if (count < lanes) return false;
+    for (int64_t i = 0; i + lanes <= count; i += lanes) fn(d, i);
+    if (count % lanes != 0) fn(d, count - lanes);
+    return true;
+  };
+  for_each(hn::ScalableTag<Bits>()) || for_each(hn::CappedTag<Bits, 8>()) ||
+      for_each(hn::CappedTag<Bits, 1>());
+}
+
+// Merges kTokens rows of `count` keys, each `stride` after the one before, into max and min, which
+// hold ordered integers.
+template <int kTokens, typename Bits>
+HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, int64_t stride, int64_t count,
+                            Bits* HWY_RESTRICT max, Bits* HWY_RESTRICT min) {
+  ForEachVector<Bits>(count, [&](auto d, int64_t i) HWY_ATTR {
+    auto vmax = hn::LoadU(d, max + i);
+    auto vmin = hn::LoadU(d, min + i);
+    for (int t = 0; t < kTokens; ++t) {
+      const auto key = Ordered(d, hn::LoadU(d, keys + t * stride + i));
+      vmax = hn::Max(vmax, key);
+      vmin = hn::Min(vmin, key);
+    }
+    hn::StoreU(vmax, d, max + i);
+    hn::StoreU(vmin, d, min + i);
+  });
+}
+
+// Turns ordered integers back into floats; both are NaN if a NaN was among the keys.
+template <typename Type, typename Bits = typename Type::Bits>
+HWY_INLINE void StoreRow(const Bits* HWY_RESTRICT max, const Bits* HWY_RESTRICT min, int64_t count,
+                         Bits* HWY_RESTRICT max_out, Bits* HWY_RESTRICT min_out) {
+  ForEachVector<Bits>(count, [&](auto d, int64_t i) HWY_ATTR {
+    const auto vmax = hn::LoadU(d, max + i);
+    const auto vmin = hn::LoadU(d, min + i);
+    const auto infinity = hn::Set(d, Type::kInfinity);
+    const auto is_nan = hn::Or(hn::Gt(vmax, infinity), hn::Lt(vmin, hn::Not(infinity)));
+    const auto nan = hn::Set(d, Type::kNaN);
+    hn::StoreU(hn::IfThenElse(is_nan, nan, Ordered(d, vmax)), d, max_out + i);
+    hn::StoreU(hn::IfThenElse(is_nan, nan, Ordered(d, vmin)), d, min_out + i);
+  });
+}
+
+template <typename Type>
+class MetadataPass {
+  using Bits = typename Type::Bits;
+
+ public:
+  explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {}
+
+  void Run() const {
+    const int64_t block_bytes =
+        p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
+    const auto num_blocks = [&](int64_t b) {
+      const BlockRange range = BlocksToUpdate(p_, b);
+      return std::max<int64_t>(range.end - range.begin, 0);
+    };
+    Tiles(p_.batch, block_bytes, num_blocks)
+        .ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
+          const BlockRange range = BlocksToUpdate(p_, b);
+          Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
+          for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
+            ReduceBlock(b, j, accumulators);
+          }
+          if (range.begin + end == range.end) ClearRowsBehind(b, range);
+        });
+  }
+
+ private:
+  struct Accumulators {  // [num_kv_heads, head_dim], ordered integers
+    explicit Accumulators(int64_t size)
+        : max(static_cast<size_t>(size)), min(static_cast<size_t>(size)) {}
+
+    void Reset() {
+      std::fill(max.begin(), max.end(), std::numeric_limits<Bits>::min());
+      std::fill(min.begin(), min.end(), std::numeric_limits<Bits>::max());
+    }
+
+    std::vector<Bits> max;
+    std::vector<Bits> min;
+  };
+
+  // Row j of request b.
+  Bits* Row(void* blocks, const int64_t* strides, int64_t b, int64_t j) const {
+    const int64_t rows = p_.rows_per_metadata_block;
+    const int64_t block =
+        p_.metadata_block_tables[b * p_.metadata_block_tables_stride + j / rows];
+    return static_cast<Bits*>(blocks) + block * strides[0] + j % rows * strides[1];
+  }
+  Bits* MaxRow(int64_t b, int64_t j) const { return Row(p_.maxblocks, p_.maxblocks_strides, b, j); }
+  Bits* MinRow(int64_t b, int64_t j) const { return Row(p_.minblocks, p_.minblocks_strides, b, j); }
+
+  void ReduceBlock(int64_t b, int64_t j, Accumulators& accumulators) const {
+    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
+    const Bits* keys = static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
+    const int64_t num_tokens = std::min(p_.block_size, p_.seq_lens[b] - j * p_.block_size);
+    accumulators.Reset();
+    Bits* max = accumulators.max.data();
+    Bits* min = accumulators.min.data();
+    if (p_.k_cache_strides[2] == p_.head_dim || p_.num_kv_heads == 1) {
+      ReduceTokens(keys, num_tokens, p_.num_kv_heads * p_.head_dim, max, min);
+    } else {
+      for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+        ReduceTokens(keys + n * p_.k_cache_strides[2], num_tokens, p_.head_dim,
+                     max + n * p_.head_dim, min + n * p_.head_dim);
+      }
+    }
+    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+      StoreRow<Type>(max + n * p_.head_dim, min + n * p_.head_dim, p_.head_dim,
+                     MaxRow(b, j) + n * p_.maxblocks_strides[2],
+                     MinRow(b, j) + n * p_.minblocks_strides[2]);
+    }
+  }
+
+  // Several tokens at a time, so that max and min are loaded and stored once for all of them.
+  void ReduceTokens(const Bits* keys, int64_t num_tokens, int64_t count, Bits* max,
+                    Bits* min) const {
+    constexpr int kTokens = 8;
+    const int64_t stride = p_.k_cache_strides[1];
+    int64_t t = 0;
+    for (; t + kTokens <= num_tokens; t += kTokens) {
+      MergeTokens<kTokens>(keys + t * stride, stride, count, max, min);
+    }
+    for (; t < num_tokens; ++t) MergeTokens<1>(keys + t * stride, stride, count, max, min);
+  }
+
+  // Zeroes the rows behind the last one in its metadata block, if the call writes row 0 of that.
+  void ClearRowsBehind(int64_t b, BlockRange range) const {
+    const int64_t rows = p_.rows_per_metadata_block;
+    const int64_t last = range.end - 1;
+    if (last - last % rows < range.begin) return;
+    const auto bytes = static_cast<size_t>(p_.head_dim) * sizeof(Bits);
+    for (int64_t i = 1; i < rows - last % rows; ++i) {
+      for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+        std::memset(MaxRow(b, last) + i * p_.maxblocks_strides[1] + n * p_.maxblocks_strides[2], 0,
+                    bytes);
+        std::memset(MinRow(b, last) + i * p_.minblocks_strides[1] + n * p_.minblocks_strides[2], 0,
+                    bytes);
+      }
+    }
+  }
+
+  const QuestPrefillMetadataParams& p_;
+};
+
+void Run(const QuestPrefillMetadataParams& p) {
+  switch (p.dtype) {
+    case DType::kFloat16:
+      return MetadataPass<Float16>(p).Run();
+    case DType::kBFloat16:
+      return MetadataPass<BFloat16>(p).Run();
+    case DType::kFloat32:
+      return MetadataPass<Float32>(p).Run();
+  }
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace select_attn::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace select_attn::cpu {
+
+HWY_EXPORT(Run);
+
+// Dispatches once per call, so the choice of target costs nothing inside the loops.
+void QuestPrefillMetadata(const QuestPrefillMetadataParams& p) { HWY_DYNAMIC_DISPATCH(Run)(p); }
+
+}  // namespace select_attn::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,24 @@
+"""Predict which KV-cache blocks a decode step must read, and read only those."""
+
+from .quest_block_select_paged import (
+    quest_block_select_paged,
+    quest_block_select_paged_in_out,
+    quest_block_select_paged_in_out_w,
+    quest_block_select_paged_workspace_size,
+)
+from .quest_prefill_metadata import quest_prefill_metadata
+from .runtime import get_num_threads, set_num_threads, version
+from .selected_block_tables import selected_block_tables
+
+__all__ = [
+    "get_num_threads",
+    "quest_block_select_paged",
+    "quest_block_select_paged_in_out",
+    "quest_block_select_paged_in_out_w",
+    "quest_block_select_paged_workspace_size",
+    "quest_prefill_metadata",
+    "selected_block_tables",
+    "set_num_threads",
+]
+
+__version__ = version()

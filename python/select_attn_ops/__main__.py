@@ -1,0 +1,42 @@
+"""Command line: ``python -m select_attn_ops info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+
+from . import __version__, runtime
+
+
+def info() -> str:
+    """Version, backends, SIMD target and threads, a line each."""
+    lines = [f"select-attn-ops {__version__}"]
+    for backend in runtime.backends():
+        state = "available" if backend.available else "not available"
+        lines.append(f"backend {backend.name}: {state} ({backend.description})")
+    lines += [
+        f"SIMD target: {runtime.simd_target()} (of {', '.join(runtime.simd_targets())})",
+        f"threads: {runtime.get_num_threads()}",
+        f"Python {platform.python_version()}, {platform.platform()}",
+    ]
+    for package in ("apache-tvm-ffi", "torch", "numpy"):
+        try:
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package}: not installed")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m select_attn_ops")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="print version, backends, SIMD target and threads")
+    parser.parse_args(arguments)
+    print(info())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The native library, and how tensors get into and out of it."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import sys
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+torch: Any
+try:
+    import torch
+except ImportError:
+    torch = None
+
+# tvm-ffi knows ValueError and TypeError; any kind it does not know becomes a RuntimeError.
+tvm_ffi.register_error("NotImplementedError", NotImplementedError)
+
+
+def _find_library(name: str) -> Path:
+    # More than one folder only where the package is installed in editable mode.
+    folders = [Path(folder) / "lib" for folder in sys.modules[__package__].__path__]
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise ImportError(f"{name} is in none of {', '.join(map(str, folders))}: is it installed?")
+
+
+_path = str(_find_library("libselect_attn_ops_ffi.so"))
+LIB: Any = tvm_ffi.load_module(_path)
+TEXTS = ctypes.CDLL(_path)  # the functions of the same library that return texts
+
+
+class _ReadOnly:
+    """A read-only NumPy array in a form that it agrees to export."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **_: Any) -> Any:
+        # Only from DLPack 1.0 on can an exporter say that a tensor is read-only.
+        return self._array.__dlpack__(max_version=(1, 0))
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+def is_numpy(tensor: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(tensor, numpy.ndarray)
+
+
+def is_torch(tensor: Any) -> bool:
+    return torch is not None and isinstance(tensor, torch.Tensor)
+
+
+def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
+    """A tensor argument as the library takes it, or a TypeError that names it."""
+    if not hasattr(tensor, "__dlpack__"):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if is_torch(tensor) and tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if is_numpy(tensor):
+        if tensor.dtype.kind not in "iuf" or not tensor.dtype.isnative:
+            raise TypeError(f"{name} must be of a native integer or float type, got {tensor.dtype}")
+        if not tensor.flags.writeable:
+            if written:
+                raise ValueError(f"{name} is written and must not be read-only")
+            return _ReadOnly(tensor)
+    return tensor
+
+
+def optional_argument(name: str, tensor: Any, *, written: bool = False) -> Any:
+    """As `argument`, for one that may be None."""
+    return None if tensor is None else argument(name, tensor, written=written)
+
+
+def integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def is_on_cpu(tensor: Any) -> bool:
+    if is_torch(tensor):
+        return bool(tensor.device.type == "cpu")
+    return is_numpy(tensor) or int(tensor.__dlpack_device__()[0]) == 1
+
+
+def new_int32(shape: tuple[int, ...], like: Any) -> Any:
+    """An int32 tensor to be written, on the device of `like`; see `in_kind_of`."""
+    if is_torch(like):
+        return like.new_empty(shape, dtype=torch.int32, requires_grad=False)
+    import numpy
+
+    if is_on_cpu(like):
+        return numpy.empty(shape, dtype=numpy.int32)
+    namespace = _namespace(like)
+    return namespace.empty(shape, dtype=namespace.int32, device=like.device)
+
+
+def in_kind_of(like: Any, tensor: Any) -> Any:
+    """What `new_int32` made for `like`, once written, as a tensor of the same framework."""
+    if is_torch(like) or is_numpy(like) or not is_numpy(tensor):
+        return tensor
+    return _namespace(like).from_dlpack(tensor)
+
+
+def _namespace(tensor: Any) -> Any:
+    if not hasattr(tensor, "__array_namespace__"):
+        raise TypeError(
+            f"no tensor like a {type(tensor).__name__} can be made (it has no array namespace): "
+            "pass the output"
+        )
+    return tensor.__array_namespace__()
+
+
+def stream_handle(tensor: Any, stream: int | None) -> int | None:
+    """The stream to run on; None where the library finds the current one by itself."""
+    if stream is not None:
+        return integer("stream", stream)
+    # torch's DLPack exchange reports streams for CUDA only, and the null stream for others.
+    if is_torch(tensor) and tensor.device.type == "npu":
+        return int(torch.npu.current_stream(tensor.device).npu_stream)
+    return None
