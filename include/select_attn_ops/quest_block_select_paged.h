@@ -59,19 +59,19 @@ struct QuestBlockSelectPagedParams {
   const int32_t* seq_lens;           // [batch], in tokens
   const int32_t* metadata_seq_lens;  // [batch], in tokens; null: tokens_since_metadata_update says
 
-  int32_t* selected_indices;           // [batch, num_kv_heads, k], written in full
+  int32_t* selected_indices;            // [batch, num_kv_heads, k], written in full
   int64_t selected_indices_strides[2];  // of request, KV head
 
-  void* workspace;          // [workspace_bytes], or null where the backend needs none
+  void* workspace;  // [workspace_bytes], or null where the backend needs none
   int64_t workspace_bytes;
 };
 
 // Options that most calls leave alone.
 struct QuestBlockSelectPagedOptions {
-  int64_t tokens_since_metadata_update = -1;      // t >= 0: the metadata length is seq_lens[b] - t
-  const DLTensor* metadata_seq_lens = nullptr;    // [B] int32: the metadata length of each request
-  std::optional<int64_t> block_size;              // default: R; required when R == 1
-  const DLTensor* workspace = nullptr;            // [bytes] uint8, see the workspace size below
+  int64_t tokens_since_metadata_update = -1;    // t >= 0: the metadata length is seq_lens[b] - t
+  const DLTensor* metadata_seq_lens = nullptr;  // [B] int32: the metadata length of each request
+  std::optional<int64_t> block_size;            // default: R; required when R == 1
+  const DLTensor* workspace = nullptr;          // [bytes] uint8, see the workspace size below
 };
 
 // query [B, H, D], maxblocks and minblocks [num_meta_blocks, R, N, D], metadata_block_tables

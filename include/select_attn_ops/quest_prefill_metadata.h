@@ -27,13 +27,13 @@ struct QuestPrefillMetadataParams {
   int64_t batch;
   int64_t num_kv_heads;
   int64_t head_dim;
-  int64_t block_size;                      // tokens per KV block
-  int64_t rows_per_metadata_block;         // R
-  int64_t num_kv_blocks;                   // in the pool
-  int64_t num_metadata_blocks;             // in the pool
-  int64_t max_kv_blocks_per_request;       // MKBPR, the columns of block_tables
+  int64_t block_size;                       // tokens per KV block
+  int64_t rows_per_metadata_block;          // R
+  int64_t num_kv_blocks;                    // in the pool
+  int64_t num_metadata_blocks;              // in the pool
+  int64_t max_kv_blocks_per_request;        // MKBPR, the columns of block_tables
   int64_t max_metadata_blocks_per_request;  // MMBPR, the columns of metadata_block_tables
-  DType dtype;                             // of k_cache, maxblocks and minblocks
+  DType dtype;                              // of k_cache, maxblocks and minblocks
 
   const void* k_cache;         // [num_kv_blocks, block_size, num_kv_heads, head_dim]
   int64_t k_cache_strides[3];  // of block, token, head

@@ -117,9 +117,8 @@ int64_t ExportSimdTarget() {
 }
 
 void ExportSetSimdTarget(int64_t target) {
-  MapErrors([&] {
-    SetSimdTarget(target < 0 ? "" : SimdTargets().at(static_cast<size_t>(target)));
-  });
+  MapErrors(
+      [&] { SetSimdTarget(target < 0 ? "" : SimdTargets().at(static_cast<size_t>(target))); });
 }
 
 // For texts that ctypes reads: kept until the calling thread asks for the next one.

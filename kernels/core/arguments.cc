@@ -11,19 +11,9 @@ namespace select_attn {
 namespace {
 
 // As the contract spells them; in the order of Dim.
-constexpr const char* kDimNames[] = {"",
-                                     "B",
-                                     "H",
-                                     "N",
-                                     "D",
-                                     "k",
-                                     "block_size",
-                                     "R",
-                                     "num_kv_blocks",
-                                     "num_meta_blocks",
-                                     "MKBPR",
-                                     "MMBPR",
-                                     "bytes"};
+constexpr const char* kDimNames[] = {
+    "",      "B",     "H",    "N", "D", "k", "block_size", "R", "num_kv_blocks", "num_meta_blocks",
+    "MKBPR", "MMBPR", "bytes"};
 static_assert(std::size(kDimNames) == static_cast<size_t>(Dim::kCount));
 
 constexpr int64_t kUnbound = -1;

@@ -57,7 +57,7 @@ struct Argument {
 class ArgumentChecker {
  public:
   // The first argument must not be left out: the device of all others is compared with its device.
-  explicit ArgumentChecker(std::initializer_list<Argument> arguments);
+  ArgumentChecker(std::initializer_list<Argument> arguments);
 
   // Extent of a dimension that some argument has.
   int64_t operator[](Dim dim) const { return extents_[static_cast<size_t>(dim)]; }

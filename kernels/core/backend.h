@@ -54,7 +54,7 @@ const BackendTable& BackendFor(DLDevice device, const char* op);
 // The operator `member` of the device's backend, once the backend has agreed to the Params.
 template <typename Params>
 const BackendOperator<Params>& OperatorFor(DLDevice device, const char* op,
-                                           BackendOperator<Params> BackendTable::*member,
+                                           BackendOperator<Params> BackendTable::* member,
                                            const Params& params) {
   const BackendOperator<Params>& found = BackendFor(device, op).*member;
   if (found.run == nullptr) ThrowNoOperator(device, op);

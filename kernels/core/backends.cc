@@ -2,6 +2,7 @@
 // opened on first use.
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <string>
@@ -30,6 +31,10 @@ class SharedBackend {
  private:
   void Open() {
     const std::string path = LibraryFolder() + "/libselect_attn_ops_" + name_ + ".so";
+    if (access(path.c_str(), F_OK) != 0) {
+      why_ = "there is no " + path;
+      return;
+    }
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       why_ = dlerror();
@@ -45,8 +50,8 @@ class SharedBackend {
     if (table == nullptr) {
       why_ = why;
     } else if (table->version != BackendTable::kVersion) {
-      why_ = path + " has version " + std::to_string(table->version) + " of the backend table, not " +
-             std::to_string(BackendTable::kVersion);
+      why_ = path + " has version " + std::to_string(table->version) +
+             " of the backend table, not " + std::to_string(BackendTable::kVersion);
     } else {
       table_ = table;
     }

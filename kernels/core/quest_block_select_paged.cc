@@ -22,15 +22,24 @@ QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxbloc
   // The Python function calls its output `out`, the original's calls it `selected_indices`.
   const ArgumentChecker extents({
       {"query", &query, ElementType::kFloat, {Dim::kBatch, Dim::kHeads, Dim::kHeadDim}},
-      {"maxblocks", &maxblocks, ElementType::kFloat,
+      {"maxblocks",
+       &maxblocks,
+       ElementType::kFloat,
        {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim}},
-      {"minblocks", &minblocks, ElementType::kFloat,
+      {"minblocks",
+       &minblocks,
+       ElementType::kFloat,
        {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim}},
-      {"metadata_block_tables", &metadata_block_tables, ElementType::kInt32,
+      {"metadata_block_tables",
+       &metadata_block_tables,
+       ElementType::kInt32,
        {Dim::kBatch, Dim::kMaxMetadataBlocks}},
       {"seq_lens", &seq_lens, ElementType::kInt32, {Dim::kBatch}},
-      {"selected_indices (out)", &selected_indices, ElementType::kInt32,
-       {Dim::kBatch, Dim::kKvHeads, Dim::kK}, Access::kWrite},
+      {"selected_indices (out)",
+       &selected_indices,
+       ElementType::kInt32,
+       {Dim::kBatch, Dim::kKvHeads, Dim::kK},
+       Access::kWrite},
       {"metadata_seq_lens", options.metadata_seq_lens, ElementType::kInt32, {Dim::kBatch}},
       {"workspace", options.workspace, ElementType::kUInt8, {Dim::kBytes}, Access::kWrite},
   });
@@ -44,8 +53,7 @@ QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxbloc
                     std::to_string(options.tokens_since_metadata_update));
   }
   if (options.tokens_since_metadata_update >= 0 && options.metadata_seq_lens != nullptr) {
-    ThrowValueError(
-        "expected tokens_since_metadata_update or metadata_seq_lens, got both");
+    ThrowValueError("expected tokens_since_metadata_update or metadata_seq_lens, got both");
   }
   if (options.block_size.value_or(1) < 1) {
     ThrowValueError("block_size must be at least 1, got " + std::to_string(*options.block_size));
@@ -96,7 +104,8 @@ void CheckValues(const QuestBlockSelectPagedParams& p) {
     const int64_t seq_len = p.seq_lens[b];
     if (seq_len < 0) ThrowBadValue("seq_lens", b, -1, "at least 0", seq_len);
     if (p.metadata_seq_lens != nullptr) {
-      CheckLength("metadata_seq_lens", b, p.metadata_seq_lens[b], seq_len, ", the request's length");
+      CheckLength("metadata_seq_lens", b, p.metadata_seq_lens[b], seq_len,
+                  ", the request's length");
     }
     const RankedBlocks ranked = RankBlocks(seq_len, MetadataLength(p, b), p.block_size);
     if (ranked.num_scored() <= 0) continue;
@@ -106,10 +115,9 @@ void CheckValues(const QuestBlockSelectPagedParams& p) {
                         " outside the window, what metadata_block_tables holds",
                     seq_len);
     }
-    CheckTableEntries("metadata_block_tables",
-                      p.metadata_block_tables + b * p.metadata_block_tables_stride, b,
-                      ranked.scored_begin / rows, (ranked.scored_end - 1) / rows + 1,
-                      p.num_metadata_blocks);
+    CheckTableEntries(
+        "metadata_block_tables", p.metadata_block_tables + b * p.metadata_block_tables_stride, b,
+        ranked.scored_begin / rows, (ranked.scored_end - 1) / rows + 1, p.num_metadata_blocks);
   }
 }
 

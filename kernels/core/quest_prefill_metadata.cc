@@ -14,16 +14,26 @@ QuestPrefillMetadataParams Check(const DLTensor& k_cache, const DLTensor& block_
                                  const DLTensor& maxblocks, const DLTensor& minblocks,
                                  const DLTensor* metadata_seq_lens) {
   const ArgumentChecker extents({
-      {"k_cache", &k_cache, ElementType::kFloat,
+      {"k_cache",
+       &k_cache,
+       ElementType::kFloat,
        {Dim::kKvBlocks, Dim::kBlockSize, Dim::kKvHeads, Dim::kHeadDim}},
       {"block_tables", &block_tables, ElementType::kInt32, {Dim::kBatch, Dim::kMaxKvBlocks}},
       {"seq_lens", &seq_lens, ElementType::kInt32, {Dim::kBatch}},
-      {"metadata_block_tables", &metadata_block_tables, ElementType::kInt32,
+      {"metadata_block_tables",
+       &metadata_block_tables,
+       ElementType::kInt32,
        {Dim::kBatch, Dim::kMaxMetadataBlocks}},
-      {"maxblocks", &maxblocks, ElementType::kFloat,
-       {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim}, Access::kWrite},
-      {"minblocks", &minblocks, ElementType::kFloat,
-       {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim}, Access::kWrite},
+      {"maxblocks",
+       &maxblocks,
+       ElementType::kFloat,
+       {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim},
+       Access::kWrite},
+      {"minblocks",
+       &minblocks,
+       ElementType::kFloat,
+       {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim},
+       Access::kWrite},
       {"metadata_seq_lens", metadata_seq_lens, ElementType::kInt32, {Dim::kBatch}},
   });
   if (Data(maxblocks) == Data(minblocks) && extents[Dim::kMetadataBlocks] > 0) {
@@ -67,7 +77,8 @@ void CheckValues(const QuestPrefillMetadataParams& p) {
     CheckLength("seq_lens", b, seq_len, kv_capacity, ", what block_tables holds");
     CheckLength("seq_lens", b, seq_len, metadata_capacity, ", what metadata_block_tables holds");
     if (p.metadata_seq_lens != nullptr) {
-      CheckLength("metadata_seq_lens", b, p.metadata_seq_lens[b], seq_len, ", the request's length");
+      CheckLength("metadata_seq_lens", b, p.metadata_seq_lens[b], seq_len,
+                  ", the request's length");
     }
     const BlockRange range = BlocksToUpdate(p, b);
     if (range.empty()) continue;
@@ -89,9 +100,8 @@ void QuestPrefillMetadata(const DLTensor& k_cache, const DLTensor& block_tables,
   const QuestPrefillMetadataParams params =
       Check(k_cache, block_tables, seq_lens, metadata_block_tables, maxblocks, minblocks,
             metadata_seq_lens);
-  RunOperator(
-      OperatorFor(k_cache.device, kName, &BackendTable::quest_prefill_metadata, params),
-      k_cache.device, kName, params, stream, CheckValues);
+  RunOperator(OperatorFor(k_cache.device, kName, &BackendTable::quest_prefill_metadata, params),
+              k_cache.device, kName, params, stream, CheckValues);
 }
 
 }  // namespace select_attn

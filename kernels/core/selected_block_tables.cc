@@ -15,7 +15,9 @@ SelectedBlockTablesParams Check(const DLTensor& selected_indices, const DLTensor
                                 const DLTensor& seq_lens, int64_t block_size,
                                 const DLTensor& tables, const DLTensor& lens) {
   const ArgumentChecker extents({
-      {"selected_indices", &selected_indices, ElementType::kInt32,
+      {"selected_indices",
+       &selected_indices,
+       ElementType::kInt32,
        {Dim::kBatch, Dim::kKvHeads, Dim::kK}},
       {"block_tables", &block_tables, ElementType::kInt32, {Dim::kBatch, Dim::kMaxKvBlocks}},
       {"seq_lens", &seq_lens, ElementType::kInt32, {Dim::kBatch}},
@@ -45,8 +47,8 @@ SelectedBlockTablesParams Check(const DLTensor& selected_indices, const DLTensor
 }
 
 void CheckRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n, int64_t num_blocks) {
-  const int32_t* selected = p.selected_indices + b * p.selected_indices_strides[0] +
-                            n * p.selected_indices_strides[1];
+  const int32_t* selected =
+      p.selected_indices + b * p.selected_indices_strides[0] + n * p.selected_indices_strides[1];
   const int32_t* table = p.block_tables + b * p.block_tables_stride;
   for (int64_t i = 0; i < p.k; ++i) {
     const int64_t j = selected[i];

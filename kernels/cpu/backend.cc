@@ -9,25 +9,28 @@
 namespace select_attn::cpu {
 namespace {
 
+// A text for across the boundary: valid until the thread's next one.
+const char* Keep(std::string text) {
+  thread_local std::string kept;
+  kept.swap(text);
+  return kept.c_str();
+}
+
 // A kernel fails only by running out of memory.
 template <typename Params, void (*kKernel)(const Params&)>
 const char* Run(const Params& params, Stream /*stream*/) {
-  thread_local std::string failure;
   try {
     kKernel(params);
     return nullptr;
   } catch (const std::bad_alloc&) {
     return "out of memory";
   } catch (const std::exception& exception) {
-    failure = exception.what();
-    return failure.c_str();
+    return Keep(exception.what());
   }
 }
 
 const char* Description() {
-  thread_local std::string description;
-  description = SimdTarget() + ", " + std::to_string(NumThreads()) + " threads";
-  return description.c_str();
+  return Keep(SimdTarget() + ", " + std::to_string(NumThreads()) + " threads");
 }
 
 BackendTable MakeTable() {

@@ -50,9 +50,8 @@ std::atomic<int64_t>& NumThreadsSetting() {
 int64_t NumThreads() { return NumThreadsSetting().load(std::memory_order_relaxed); }
 
 void SetNumThreads(int64_t count) {
-  NumThreadsSetting().store(
-      CheckNumThreads(count, "the number of threads", std::to_string(count)),
-      std::memory_order_relaxed);
+  NumThreadsSetting().store(CheckNumThreads(count, "the number of threads", std::to_string(count)),
+                            std::memory_order_relaxed);
 }
 
 namespace cpu {

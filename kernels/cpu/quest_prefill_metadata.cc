@@ -142,8 +142,7 @@ class MetadataPass {
   // Row j of request b.
   Bits* Row(void* blocks, const int64_t* strides, int64_t b, int64_t j) const {
     const int64_t rows = p_.rows_per_metadata_block;
-    const int64_t block =
-        p_.metadata_block_tables[b * p_.metadata_block_tables_stride + j / rows];
+    const int64_t block = p_.metadata_block_tables[b * p_.metadata_block_tables_stride + j / rows];
     return static_cast<Bits*>(blocks) + block * strides[0] + j % rows * strides[1];
   }
   Bits* MaxRow(int64_t b, int64_t j) const { return Row(p_.maxblocks, p_.maxblocks_strides, b, j); }

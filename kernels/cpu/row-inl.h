@@ -59,8 +59,7 @@ struct RowLoader<hwy::bfloat16_t> {
 #else
     const hn::RebindToUnsigned<DF> du32;
     const hn::Repartition<uint16_t, DF> du16;
-    const auto pairs =
-        hn::BitCast(du32, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(from)));
+    const auto pairs = hn::BitCast(du32, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(from)));
     a = hn::BitCast(df, hn::ShiftLeft<16>(pairs));
     b = hn::BitCast(df, hn::And(pairs, hn::Set(du32, 0xFFFF0000u)));
 #endif

@@ -19,7 +19,7 @@ def quest_prefill_metadata(
     metadata_seq_lens: Any = None,
     stream: int | None = None,
 ) -> None:
-    """Write the Quest metadata of a paged key cache: per KV block, KV head and channel, max and min.
+    """Write the Quest metadata of a paged key cache: the max and min of every block and channel.
 
     For every KV block ``j`` of request ``b``, over its *valid* tokens only (the last block may be
     partial), row ``j % R`` of metadata block ``metadata_block_tables[b, j // R]`` becomes the

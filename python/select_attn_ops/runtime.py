@@ -97,4 +97,5 @@ def set_simd_target(name: str | None) -> None:
 def _text(name: str) -> str:
     function = getattr(TEXTS, f"select_attn_ops_{name}")
     function.restype = ctypes.c_char_p
-    return str(function().decode())
+    text: bytes = function()
+    return text.decode()

@@ -1,0 +1,117 @@
+# The whole project from a fresh Debian or Ubuntu machine with Python and a compiler:
+#   make demo    the main job on real text, with a table and a picture
+#   make test    everything that must hold
+# See CONTRIBUTING.md for the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+OUT ?= out
+
+# One thread per test process: the processes share the processors already.
+TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include kernels python -type f \
+	-not -path '*/__pycache__/*')
+CPP_FILES = $(shell git ls-files '*.h' '*.cc')
+
+.PHONY: setup build demo test test-all cpp-build cpp-test bench lint format sanitize wheel clean
+
+# --- setting up
+
+setup: $(VENV)/setup.stamp
+build: $(VENV)/build.stamp
+
+$(VENV)/setup.stamp: requirements.txt requirements-dev.txt scripts/install_packages.sh
+	bash scripts/install_packages.sh libhwy-dev libgtest-dev python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/build.stamp: $(VENV)/setup.stamp $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
+	$(BIN)/pip install --quiet --disable-pip-version-check .
+	$(BIN)/python -m select_attn_ops info
+	touch $@
+
+# --- using
+
+demo: build
+	mkdir -p $(OUT)
+	$(BIN)/python experiments/1_real_text/demo_real_text.py --output $(OUT)/demo_real_text.png
+
+bench: build
+	$(BIN)/python experiments/2_quest_prefill_metadata/benchmark_quest_prefill_metadata.py
+	$(BIN)/python experiments/3_quest_block_select_paged/benchmark_quest_block_select_paged.py
+	$(BIN)/python experiments/4_quest_block_select_paged_w/benchmark_quest_block_select_paged_w.py
+
+# --- testing
+
+test: cpp-test build wheel
+	$(BIN)/python -m pytest -q --doctest-modules --pyargs select_attn_ops
+	$(PYTEST) -q tests experiments
+
+# 10,000 property cases per operator and the whole sweeps of the experiments.
+test-all: cpp-test build wheel
+	$(BIN)/python -m pytest -q --doctest-modules --pyargs select_attn_ops
+	$(PYTEST) -q tests --hypothesis-profile=full
+	$(PYTEST) -q experiments --full-sweeps
+
+# configure-cpp FOLDER OPTIONS
+define configure-cpp
+	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DSELECT_ATTN_TESTS=ON -DSELECT_ATTN_WERROR=ON \
+		-DSELECT_ATTN_DLPACK_INCLUDE_DIR=$$($(BIN)/python -m tvm_ffi.config --dlpack-includedir) \
+		$(2) > $(1).log 2>&1 || { cat $(1).log; exit 1; }
+endef
+
+# Needs tvm-ffi for DLPack's header, hence the package.
+cpp-build: build
+	mkdir -p build
+	$(call configure-cpp,build/test,)
+	$(BIN)/cmake --build build/test
+
+cpp-test: cpp-build
+	$(BIN)/ctest --test-dir build/test --output-on-failure
+
+sanitize: build
+	mkdir -p build
+	$(call configure-cpp,build/asan,-DSELECT_ATTN_SANITIZE=address$(comma)undefined)
+	$(BIN)/cmake --build build/asan
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(call configure-cpp,build/tsan,-DSELECT_ATTN_SANITIZE=thread)
+	$(BIN)/cmake --build build/tsan
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure
+comma := ,
+
+# --- checking the text
+
+lint: cpp-build
+	bash scripts/install_packages.sh clang-tidy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '/tvm_ffi.cc$$' | \
+		xargs -P $(JOBS) -n 2 clang-tidy -p build/test --quiet --warnings-as-errors='*'
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# --- packaging
+
+# A wheel that carries Highway and runs on any Python; tvm-ffi stays a dependency.
+wheel: $(VENV)/wheel.stamp
+
+$(VENV)/wheel.stamp: $(VENV)/setup.stamp $(SOURCES)
+	rm -rf dist build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtvm_ffi.so \
+		--wheel-dir dist build/wheel/*.whl
+	touch $@
+
+clean:
+	rm -rf build dist $(OUT) $(VENV)

@@ -1,0 +1,308 @@
+// The operators end to end in C++, for the sanitizers: on every SIMD target, dtype and thread
+// count, over random layouts with exactly sized buffers, with small integers, whose sums are exact,
+// so that results must match to the bit. Rounding, NaN and the rest are the Python tests' business.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <tuple>
+#include <vector>
+
+#include "select_attn_ops/quest_block_select_paged.h"
+#include "select_attn_ops/quest_prefill_metadata.h"
+#include "select_attn_ops/runtime.h"
+#include "select_attn_ops/selected_block_tables.h"
+#include "test_tensor.h"
+
+namespace select_attn {
+namespace {
+
+// A tensor of small integers in a layout of its own, and the same integers to compute with.
+class Values {
+ public:
+  // `order` lists the dimensions from the outermost in memory to the innermost, the last one last;
+  // `gap` elements lie between the rows.
+  Values(DType dtype, std::vector<int64_t> shape, const std::vector<int>& order, int64_t gap)
+      : shape_(std::move(shape)), tensor_(TypeOf(dtype), {Size(shape_, order, gap)}) {
+    strides_.resize(shape_.size());
+    int64_t stride = 1;
+    for (size_t i = order.size(); i-- > 0;) {
+      const auto dim = static_cast<size_t>(order[i]);
+      strides_[dim] = stride;
+      stride = stride * shape_[dim] + (i + 1 == order.size() ? gap : 0);
+    }
+    values_.resize(tensor_.bytes().size() / static_cast<size_t>(TypeOf(dtype).bits / 8));
+  }
+
+  void Fill(const std::function<float()>& value) {
+    for (size_t i = 0; i < values_.size(); ++i) {
+      values_[i] = value();
+      tensor_.Set(static_cast<int64_t>(i), values_[i]);
+    }
+  }
+
+  float At(const std::vector<int64_t>& index) const {
+    return values_[static_cast<size_t>(
+        std::inner_product(index.begin(), index.end(), strides_.begin(), int64_t{0}))];
+  }
+  void Expect(const std::vector<int64_t>& index, float value) {
+    values_[static_cast<size_t>(
+        std::inner_product(index.begin(), index.end(), strides_.begin(), int64_t{0}))] = value;
+  }
+
+  DLTensor View() {
+    DLTensor view = tensor_.View();
+    view.ndim = static_cast<int32_t>(shape_.size());
+    view.shape = shape_.data();
+    view.strides = strides_.data();
+    return view;
+  }
+
+  // Whether memory holds the values, those between the rows included.
+  bool HoldsValues(DType dtype) const {
+    TestTensor expected(TypeOf(dtype), {static_cast<int64_t>(values_.size())});
+    for (size_t i = 0; i < values_.size(); ++i) {
+      expected.Set(static_cast<int64_t>(i), values_[i]);
+    }
+    return expected.bytes() == tensor_.bytes();
+  }
+
+ private:
+  static int64_t Size(const std::vector<int64_t>& shape, const std::vector<int>& order,
+                      int64_t gap) {
+    int64_t rows = 1;
+    for (size_t i = 0; i + 1 < order.size(); ++i) rows *= shape[static_cast<size_t>(order[i])];
+    return rows * (shape.back() + gap);
+  }
+
+  std::vector<int64_t> shape_;
+  std::vector<int64_t> strides_;
+  TestTensor tensor_;
+  std::vector<float> values_;  // in memory order
+};
+
+class OperatorsTest : public testing::TestWithParam<std::tuple<std::string, DType>> {
+ protected:
+  void SetUp() override { SetSimdTarget(std::get<0>(GetParam())); }
+  void TearDown() override { SetSimdTarget(""); }
+
+  int64_t Random(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random_);
+  }
+
+  // Non-zero, so that no sign of a zero is in doubt.
+  float SmallInteger() {
+    const auto value = static_cast<float>(Random(1, 9));
+    return Random(0, 1) == 0 ? value : -value;
+  }
+
+  std::vector<int32_t> Permutation(int64_t count) {
+    std::vector<int32_t> order(static_cast<size_t>(count));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_);
+    return order;
+  }
+
+  Values MakeCache(std::vector<int64_t> shape) {
+    const bool heads_outside = Random(0, 1) == 1;
+    return {std::get<1>(GetParam()), std::move(shape),
+            heads_outside ? std::vector<int>{0, 2, 1, 3} : std::vector<int>{0, 1, 2, 3},
+            Random(0, 1) * Random(1, 40)};
+  }
+
+  // The shapes of one paged batch and its tables.
+  struct Batch {
+    int64_t batch, group, num_kv_heads, head_dim, block_size, rows;
+    int64_t kv_columns, metadata_columns;
+    std::vector<int32_t> seq_lens;
+    std::vector<int32_t> block_tables, metadata_tables;
+  };
+
+  Batch MakeBatch() {
+    Batch batch;
+    batch.batch = Random(1, 4);
+    batch.group = Random(1, 3);
+    batch.num_kv_heads = Random(1, 4);
+    batch.head_dim = Random(0, 2) == 0 ? 32 * Random(1, 4) : Random(1, 100);
+    batch.block_size = Random(1, 20);
+    batch.rows = Random(0, 1) == 0 ? batch.block_size : Random(1, 7);
+    int64_t longest = 1;
+    for (int64_t b = 0; b < batch.batch; ++b) {
+      batch.seq_lens.push_back(static_cast<int32_t>(Random(0, 12 * batch.block_size)));
+      longest = std::max<int64_t>(longest, batch.seq_lens.back());
+    }
+    batch.kv_columns = (longest - 1) / batch.block_size + 1 + Random(0, 2);
+    batch.metadata_columns = (batch.kv_columns - 1) / batch.rows + 1;
+    batch.block_tables = Permutation(batch.batch * batch.kv_columns);
+    batch.metadata_tables = Permutation(batch.batch * batch.metadata_columns);
+    return batch;
+  }
+
+  std::mt19937 random_{7};
+};
+
+TEST_P(OperatorsTest, QuestPrefillMetadata) {
+  const DType dtype = std::get<1>(GetParam());
+  for (int round = 0; round < 40; ++round) {
+    SetNumThreads(Random(1, 4));
+    const Batch c = MakeBatch();
+    Values keys = MakeCache({c.batch * c.kv_columns, c.block_size, c.num_kv_heads, c.head_dim});
+    const std::vector<int64_t> metadata_shape = {c.batch * c.metadata_columns, c.rows,
+                                                 c.num_kv_heads, c.head_dim};
+    Values max = MakeCache(metadata_shape);
+    Values min = MakeCache(metadata_shape);
+    keys.Fill([&] { return SmallInteger(); });
+    max.Fill([] { return 100.0f; });
+    min.Fill([] { return -100.0f; });
+    std::vector<int32_t> metadata_lens;
+    for (const int32_t seq_len : c.seq_lens) {
+      metadata_lens.push_back(round % 2 == 0 ? 0 : static_cast<int32_t>(Random(0, seq_len)));
+    }
+
+    TestTensor tables = TestTensor::Int32({c.batch, c.kv_columns}, c.block_tables);
+    TestTensor metadata_tables =
+        TestTensor::Int32({c.batch, c.metadata_columns}, c.metadata_tables);
+    TestTensor seq_lens = TestTensor::Int32({c.batch}, c.seq_lens);
+    TestTensor lens = TestTensor::Int32({c.batch}, metadata_lens);
+    const DLTensor lens_view = lens.View();
+    QuestPrefillMetadata(keys.View(), tables.View(), seq_lens.View(), metadata_tables.View(),
+                         max.View(), min.View(), round % 4 == 0 ? nullptr : &lens_view);
+
+    for (int64_t b = 0; b < c.batch; ++b) {
+      const int64_t seq_len = c.seq_lens[static_cast<size_t>(b)];
+      const int64_t begin = metadata_lens[static_cast<size_t>(b)] / c.block_size;
+      const int64_t num_blocks = (seq_len + c.block_size - 1) / c.block_size;
+      for (int64_t j = begin; j < num_blocks || (j > begin && j % c.rows != 0); ++j) {
+        // Behind the last block only rows of a metadata block whose row 0 was written.
+        if (j >= num_blocks && j - j % c.rows < begin) continue;
+        const int64_t row_block =
+            c.metadata_tables[static_cast<size_t>(b * c.metadata_columns + j / c.rows)];
+        for (int64_t n = 0; n < c.num_kv_heads; ++n) {
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            float highest = j < num_blocks ? -1000.0f : 0.0f;
+            float lowest = j < num_blocks ? 1000.0f : 0.0f;
+            for (int64_t t = j * c.block_size; t < std::min((j + 1) * c.block_size, seq_len); ++t) {
+              const int64_t kv_block = c.block_tables[static_cast<size_t>(b * c.kv_columns + j)];
+              const float key = keys.At({kv_block, t % c.block_size, n, d});
+              highest = std::max(highest, key);
+              lowest = std::min(lowest, key);
+            }
+            max.Expect({row_block, j % c.rows, n, d}, highest);
+            min.Expect({row_block, j % c.rows, n, d}, lowest);
+          }
+        }
+      }
+    }
+    ASSERT_TRUE(max.HoldsValues(dtype)) << "round " << round;
+    ASSERT_TRUE(min.HoldsValues(dtype)) << "round " << round;
+  }
+}
+
+TEST_P(OperatorsTest, QuestBlockSelectPagedAndTables) {
+  const DType dtype = std::get<1>(GetParam());
+  for (int round = 0; round < 40; ++round) {
+    SetNumThreads(Random(1, 4));
+    const Batch c = MakeBatch();
+    Values query(dtype, {c.batch, c.group * c.num_kv_heads, c.head_dim}, {0, 1, 2},
+                 Random(0, 1) * 8);
+    const std::vector<int64_t> metadata_shape = {c.batch * c.metadata_columns, c.rows,
+                                                 c.num_kv_heads, c.head_dim};
+    Values max = MakeCache(metadata_shape);
+    Values min = MakeCache(metadata_shape);
+    // Multiples of the group size have an exact mean.
+    query.Fill([&] { return static_cast<float>(c.group) * std::min(SmallInteger(), 2.0f); });
+    max.Fill([&] { return SmallInteger(); });
+    min.Fill([&] { return SmallInteger(); });
+    const int64_t k = Random(1, 15);
+    const int64_t since = Random(-1, 3 * c.block_size);
+
+    TestTensor metadata_tables =
+        TestTensor::Int32({c.batch, c.metadata_columns}, c.metadata_tables);
+    TestTensor seq_lens = TestTensor::Int32({c.batch}, c.seq_lens);
+    TestTensor out(kInt32, {c.batch, c.num_kv_heads, k}, 0xAB);
+    QuestBlockSelectPagedOptions options;
+    options.tokens_since_metadata_update = since;
+    options.block_size = c.block_size;
+    QuestBlockSelectPaged(query.View(), max.View(), min.View(), metadata_tables.View(),
+                          seq_lens.View(), out.View(), options);
+
+    std::vector<int32_t> expected;
+    for (int64_t b = 0; b < c.batch; ++b) {
+      const int64_t seq_len = c.seq_lens[static_cast<size_t>(b)];
+      const int64_t num_blocks = (seq_len + c.block_size - 1) / c.block_size;
+      const int64_t window =
+          since < 0 ? num_blocks : std::max<int64_t>(seq_len - since, 0) / c.block_size;
+      for (int64_t n = 0; n < c.num_kv_heads; ++n) {
+        // Rank by (class, score), a stable sort keeps equal ones in the order they came in.
+        std::vector<std::tuple<int, float, int32_t>> ranked;
+        for (int64_t j = num_blocks; j-- > window;) ranked.emplace_back(2, 0.0f, j);
+        for (int64_t j = 0; j < window; ++j) {
+          const int64_t row_block =
+              c.metadata_tables[static_cast<size_t>(b * c.metadata_columns + j / c.rows)];
+          float score = 0.0f;
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            float q = 0.0f;
+            for (int64_t h = 0; h < c.group; ++h) q += query.At({b, n * c.group + h, d});
+            q /= static_cast<float>(c.group);
+            score += std::max(q * max.At({row_block, j % c.rows, n, d}),
+                              q * min.At({row_block, j % c.rows, n, d}));
+          }
+          ranked.emplace_back(since >= 0 && j == 0 ? 1 : 0, score, j);
+        }
+        std::stable_sort(ranked.begin(), ranked.end(), [](const auto& x, const auto& y) {
+          return std::tie(std::get<0>(x), std::get<1>(x)) >
+                 std::tie(std::get<0>(y), std::get<1>(y));
+        });
+        for (int64_t i = 0; i < k; ++i) {
+          const bool exists = i < static_cast<int64_t>(ranked.size());
+          expected.push_back(exists ? std::get<2>(ranked[static_cast<size_t>(i)]) : -1);
+        }
+      }
+    }
+    ASSERT_EQ(std::vector<int32_t>(out.data<int32_t>(), out.data<int32_t>() + expected.size()),
+              expected)
+        << "round " << round;
+
+    TestTensor block_tables = TestTensor::Int32({c.batch, c.kv_columns}, c.block_tables);
+    TestTensor tables(kInt32, {c.batch, c.num_kv_heads, k}, 0xAB);
+    TestTensor lens(kInt32, {c.batch, c.num_kv_heads}, 0xAB);
+    SelectedBlockTables(out.View(), block_tables.View(), seq_lens.View(), c.block_size,
+                        tables.View(), lens.View());
+    for (int64_t row = 0; row < c.batch * c.num_kv_heads; ++row) {
+      const int64_t b = row / c.num_kv_heads;
+      std::vector<int32_t> blocks(expected.begin() + row * k, expected.begin() + (row + 1) * k);
+      blocks.erase(std::remove(blocks.begin(), blocks.end(), -1), blocks.end());
+      std::sort(blocks.begin(), blocks.end());
+      int64_t num_tokens = 0;
+      for (int32_t& block : blocks) {
+        num_tokens +=
+            std::min(c.block_size, c.seq_lens[static_cast<size_t>(b)] - block * c.block_size);
+        block = c.block_tables[static_cast<size_t>(b * c.kv_columns + block)];
+      }
+      blocks.resize(static_cast<size_t>(k), -1);
+      const int32_t* row_of_tables = tables.data<int32_t>() + row * k;
+      EXPECT_EQ(std::vector<int32_t>(row_of_tables, row_of_tables + k), blocks);
+      EXPECT_EQ(lens.data<int32_t>()[row], num_tokens);
+    }
+  }
+}
+
+std::string TestName(const testing::TestParamInfo<OperatorsTest::ParamType>& info) {
+  const auto& [target, dtype] = info.param;
+  return target + (dtype == DType::kFloat16    ? "Float16"
+                   : dtype == DType::kBFloat16 ? "BFloat16"
+                                               : "Float32");
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, OperatorsTest,
+                         testing::Combine(testing::ValuesIn(SimdTargets()),
+                                          testing::Values(DType::kFloat16, DType::kBFloat16,
+                                                          DType::kFloat32)),
+                         TestName);
+
+}  // namespace
+}  // namespace select_attn
