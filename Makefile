@@ -12,7 +12,7 @@ OUT ?= out
 # One thread per test process: the processes share the processors already.
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS)
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include kernels python -type f \
+SOURCES := CMakeLists.txt pyproject.toml scripts/build_kernels.sh $(shell find cmake include kernels python -type f \
 	-not -path '*/__pycache__/*')
 CPP_FILES = $(shell git ls-files '*.h' '*.cc')
 
@@ -26,12 +26,12 @@ build: $(VENV)/build.stamp
 $(VENV)/setup.stamp: requirements.txt requirements-dev.txt scripts/install_packages.sh
 	bash scripts/install_packages.sh libhwy-dev libgtest-dev python3-venv
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt \
+		-r requirements-dev.txt
 	touch $@
 
 $(VENV)/build.stamp: $(VENV)/setup.stamp $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
-	$(BIN)/pip install --quiet --disable-pip-version-check .
+	PYTHON=$(BIN)/python bash scripts/build_kernels.sh --quiet --disable-pip-version-check
 	$(BIN)/python -m select_attn_ops info
 	touch $@
 
