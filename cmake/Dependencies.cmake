@@ -35,7 +35,8 @@ if(NOT hwy_FOUND)
   set(HWY_ENABLE_INSTALL OFF CACHE BOOL "")
   set(HWY_ENABLE_TESTS OFF CACHE BOOL "")
   FetchContent_Declare(highway
-    URL https://github.com/google/highway/archive/refs/tags/1.0.7.tar.gz)
+    GIT_REPOSITORY https://github.com/google/highway.git
+    GIT_TAG 2607d3b5b0113992fe84d3848859eae13b3b52c1)  # 1.4.0
   FetchContent_MakeAvailable(highway)
   add_library(hwy::hwy ALIAS hwy)
 endif()
@@ -48,7 +49,8 @@ if(SELECT_ATTN_TESTS)
     include(FetchContent)
     message(STATUS "GoogleTest was not found: downloading it (Debian and Ubuntu: libgtest-dev)")
     FetchContent_Declare(googletest
-      URL https://github.com/google/googletest/archive/refs/tags/v1.14.0.tar.gz)
+      GIT_REPOSITORY https://github.com/google/googletest.git
+      GIT_TAG v1.14.0)
     FetchContent_MakeAvailable(googletest)
   endif()
 endif()
