@@ -16,7 +16,7 @@ SOURCES := CMakeLists.txt pyproject.toml scripts/build_kernels.sh $(shell find c
 	-not -path '*/__pycache__/*')
 CPP_FILES = $(shell git ls-files '*.h' '*.cc')
 
-.PHONY: setup build demo test test-all cpp-build cpp-test bench lint format sanitize wheel clean
+.PHONY: setup build demo test test-all bench lint format sanitize wheel clean
 
 # --- setting up
 
@@ -48,46 +48,33 @@ bench: build
 
 # --- testing
 
-test: cpp-test build wheel
+test: test-cpp-test build wheel
 	$(BIN)/python -m pytest -q --doctest-modules --pyargs select_attn_ops
 	$(PYTEST) -q tests experiments
 
 # 10,000 property cases per operator and the whole sweeps of the experiments.
-test-all: cpp-test build wheel
+test-all: test-cpp-test build wheel
 	$(BIN)/python -m pytest -q --doctest-modules --pyargs select_attn_ops
 	$(PYTEST) -q tests --hypothesis-profile=full
 	$(PYTEST) -q experiments --full-sweeps
 
-# configure-cpp FOLDER OPTIONS
-define configure-cpp
-	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DSELECT_ATTN_TESTS=ON -DSELECT_ATTN_WERROR=ON \
+# The C++ tests of each CMake preset. The package comes first, because tvm-ffi brings DLPack's header.
+CPP_BUILDS := test asan tsan
+$(CPP_BUILDS:%=build-cpp-%): build-cpp-%: build
+	mkdir -p build
+	$(BIN)/cmake --preset $* -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DSELECT_ATTN_DLPACK_INCLUDE_DIR=$$($(BIN)/python -m tvm_ffi.config --dlpack-includedir) \
-		$(2) > $(1).log 2>&1 || { cat $(1).log; exit 1; }
-endef
+		> build/$*.log 2>&1 || { cat build/$*.log; exit 1; }
+	$(BIN)/cmake --build build/$*
 
-# Needs tvm-ffi for DLPack's header, hence the package.
-cpp-build: build
-	mkdir -p build
-	$(call configure-cpp,build/test,)
-	$(BIN)/cmake --build build/test
+$(CPP_BUILDS:%=test-cpp-%): test-cpp-%: build-cpp-%
+	$(BIN)/ctest --test-dir build/$* --output-on-failure
 
-cpp-test: cpp-build
-	$(BIN)/ctest --test-dir build/test --output-on-failure
-
-sanitize: build
-	mkdir -p build
-	$(call configure-cpp,build/asan,-DSELECT_ATTN_SANITIZE=address$(comma)undefined)
-	$(BIN)/cmake --build build/asan
-	$(BIN)/ctest --test-dir build/asan --output-on-failure
-	$(call configure-cpp,build/tsan,-DSELECT_ATTN_SANITIZE=thread)
-	$(BIN)/cmake --build build/tsan
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure
-comma := ,
+sanitize: test-cpp-asan test-cpp-tsan
 
 # --- checking the text
 
-lint: cpp-build
+lint: build-cpp-test
 	bash scripts/install_packages.sh clang-tidy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

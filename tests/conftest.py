@@ -1,4 +1,4 @@
-"""What the tests share: the oracles of the experiments, Hypothesis profiles, the runtime's state."""
+"""What the tests share: the experiments' oracles, Hypothesis profiles, the runtime's state."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
 from select_attn_ops import runtime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
-import common  # noqa: E402, F401  (makes every experiment's modules importable)
+import common  # noqa: F401  (makes every experiment's modules importable)
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("default", max_examples=300, derandomize=True, database=None, **_COMMON)

@@ -6,17 +6,17 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from dlpack_tensors import CPU, CUDA, CUDA_HOST, EXT_DEV, METAL, ForeignTensor, RawTensor
-from memory import snapshot
-
 import select_attn_ops
+import torch
+from dlpack_tensors import CUDA, CUDA_HOST, EXT_DEV, METAL, ForeignTensor, RawTensor
+from memory import snapshot
 from select_attn_ops import (
     quest_block_select_paged,
     quest_block_select_paged_in_out,
@@ -402,19 +402,21 @@ def test_sparse(entry: str, argument: str, layout: str) -> None:
             return tensor.float().to_sparse()
         return tensor.float().reshape(-1, tensor.shape[-1]).to_sparse_csr()
 
-    layout = f"torch.sparse_{layout}"
-    message = f"{argument} must be a dense tensor, got layout {layout}"
+    message = f"{argument} must be a dense tensor, got layout torch.sparse_{layout}"
     expect(entry, ({argument: change}, TypeError, message))
 
 
-@everywhere
+@pytest.mark.parametrize(
+    ("entry", "argument"), [("prefill", "k_cache"), ("out", "query"), ("tables", "seq_lens")]
+)
 def test_quantized(entry: str, argument: str) -> None:
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.quantize_per_tensor(tensor.float(), 0.5, 0, torch.qint8)
-
     arguments = ENTRIES[entry].arguments()
-    arguments[argument] = change(arguments[argument])
-    with pytest.raises(TypeError, match=f"^{argument} must be .*, got .*$"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments[argument] = torch.quantize_per_tensor(
+            arguments[argument].float(), 0.5, 0, torch.qint8
+        )
+    with pytest.raises(TypeError, match=rf"^{argument} must be .*, got .*qint8"):
         ENTRIES[entry].function(**arguments)
 
 
@@ -439,13 +441,25 @@ def test_device_number_mix() -> None:
     expect("out", (changes, ValueError, message))
 
 
-@everywhere
+@pytest.mark.parametrize(
+    ("entry", "argument"),
+    [
+        ("prefill", "k_cache"),
+        ("prefill", "maxblocks"),
+        ("k", "query"),
+        ("out", "query"),
+        ("out", "maxblocks"),
+        ("out", "out"),
+        ("tables", "selected_indices"),
+        ("tables", "out"),
+    ],
+)
 def test_device_mix_with_meta(entry: str, argument: str) -> None:
     """A tensor without memory among others is on another device."""
     arguments = ENTRIES[entry].arguments()
     arguments[argument] = arguments[argument].to("meta")
     before = snapshot(arguments)
-    with pytest.raises(ValueError, match="^[a-z_ ()]+ must be on .* like .*, got .*$"):
+    with pytest.raises(ValueError, match=r"^[a-z_ ()]+ must be on \w+ like \w+, got \w+$"):
         ENTRIES[entry].function(**arguments)
     assert snapshot(arguments) == before
 
@@ -511,6 +525,17 @@ def test_output_is_read_only(entry: str, argument: str) -> None:
         pytest.skip("not written")
     message = f"{argument} is written and must not be read-only"
     expect(entry, ({argument: read_only}, ValueError, message))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_input_is_read_only(entry: str) -> None:
+    """What is only read may be read-only."""
+    arguments = ENTRIES[entry].arguments()
+    for name, held in arguments.items():
+        if is_tensor(held) and name not in (*WRITTEN[operator_of(entry)], output_of(entry)):
+            written = entry == "prefill" and name in WRITTEN[entry]
+            arguments[name] = held if written else read_only(held)
+    ENTRIES[entry].function(**arguments)
 
 
 # Mistakes of one argument of one function.
@@ -849,14 +874,14 @@ SELECT_VALUES: dict[str, Line] = {
         ValueError,
         "metadata_block_tables[1, 0] must be in [0, 4), got -2147483648",
     ),
+}
+# Without a window, the greatest length that the table holds is 8.
+SELECT_LENGTHS: dict[str, Line] = {
     "block_of_an_empty_pool": (
         {"maxblocks": resized(0, 2, 2, 8), "minblocks": resized(0, 2, 2, 8)},
         ValueError,
         "metadata_block_tables[0, 0] must be in [0, 0), got 2",
     ),
-}
-# Without a window, the greatest length that the table holds is 8.
-SELECT_LENGTHS: dict[str, Line] = {
     "length_beyond_the_table": (
         {"seq_lens": put(1, value=9)},
         ValueError,
@@ -1163,9 +1188,8 @@ def test_integer_beyond_64_bits(name: str, number: int) -> None:
     entry, argument = HUGE[name]
     arguments = {**ENTRIES[entry].arguments(), argument: number}
     before = snapshot(arguments)
-    with pytest.raises((ValueError, TypeError, OverflowError)) as caught:
+    with pytest.raises(ValueError, match=rf"^{argument} must be .*, got {number}$"):
         ENTRIES[entry].function(**arguments)
-    assert re.match(rf"{argument} must be .*, got {number}$", str(caught.value))
     assert snapshot(arguments) == before
 
 
@@ -1281,7 +1305,15 @@ except ValueError as error:
 
 @pytest.mark.parametrize(
     ("entry", "argument"),
-    [(entry, name) for entry, name in tensors() if entry in ("prefill", "known", "tables")],
+    [
+        ("prefill", "k_cache"),
+        ("prefill", "minblocks"),
+        ("out", "query"),
+        ("out", "seq_lens"),
+        ("out", "out"),
+        ("tables", "block_tables"),
+        ("tables", "lens_out"),
+    ],
 )
 def test_tensor_without_memory(entry: str, argument: str) -> None:
     """A tensor whose storage was given back has an address of zero, as in sharded training."""

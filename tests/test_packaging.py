@@ -154,8 +154,8 @@ def test_oldest_tvm_ffi_runs_the_package(empty_environment: Path, tmp_path: Path
 
 
 def test_find_package(tmp_path: Path) -> None:
-    build = Path(os.environ.get("SELECT_ATTN_CPP_BUILD", ROOT / "build" / "test"))
-    assert (build / "CMakeCache.txt").exists(), "run `make cpp-build` first"
+    build = ROOT / "build" / "test"
+    assert (build / "CMakeCache.txt").exists(), "run `make build-cpp-test` first"
     cmake = Path(sys.executable).parent / "cmake"
     dlpack = run(sys.executable, "-m", "tvm_ffi.config", "--dlpack-includedir").strip()
     prefix = tmp_path / "prefix"

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <array>
 #include <mutex>
 #include <string>
 
@@ -17,8 +18,10 @@ namespace {
 // A backend in its own shared object, opened once, by whoever asks first.
 class SharedBackend {
  public:
-  explicit SharedBackend(const char* name) : name_(name) {}
+  SharedBackend(DLDeviceType device_type, const char* name)
+      : device_type_(device_type), name_(name) {}
 
+  DLDeviceType device_type() const { return device_type_; }
   const char* name() const { return name_; }
 
   // Null if it cannot be used; why() then says so.
@@ -65,44 +68,35 @@ class SharedBackend {
     return slash == std::string::npos ? "." : path.substr(0, slash);
   }
 
+  const DLDeviceType device_type_;
   const char* const name_;
   std::once_flag opened_;
   const BackendTable* table_ = nullptr;
   std::string why_;
 };
 
-SharedBackend& Cuda() {
-  static auto* backend = new SharedBackend("cuda");
-  return *backend;
-}
-
-SharedBackend& Ascend() {
-  static auto* backend = new SharedBackend("ascend");
-  return *backend;
-}
-
-SharedBackend* SharedBackendFor(DLDevice device) {
-  switch (device.device_type) {
-    case kDLCUDA:
-      return &Cuda();
-    case kDLExtDev:
-      return &Ascend();
-    default:
-      return nullptr;
-  }
+// Every backend but the CPU's. Never destroyed: calls may come until the process ends.
+std::array<SharedBackend, 2>& SharedBackends() {
+  static auto* backends = new std::array<SharedBackend, 2>{{
+      {kDLCUDA, "cuda"},
+      {kDLExtDev, "ascend"},
+  }};
+  return *backends;
 }
 
 }  // namespace
 
 const BackendTable& BackendFor(DLDevice device, const char* op) {
   if (IsHost(device)) return cpu::Backend();
-  SharedBackend* backend = SharedBackendFor(device);
-  if (backend == nullptr) ThrowNoOperator(device, op);
-  if (const BackendTable* table = backend->table()) return *table;
-  throw Error(ErrorKind::kNotImplementedError,
-              std::string(op) + " is not available on " + DeviceText(device) +
-                  ": this installation has no usable " + backend->name() + " backend (" +
-                  backend->why() + ")");
+  for (SharedBackend& backend : SharedBackends()) {
+    if (backend.device_type() != device.device_type) continue;
+    if (const BackendTable* table = backend.table()) return *table;
+    throw Error(ErrorKind::kNotImplementedError,
+                std::string(op) + " is not available on " + DeviceText(device) +
+                    ": this installation has no usable " + backend.name() + " backend (" +
+                    backend.why() + ")");
+  }
+  ThrowNoOperator(device, op);
 }
 
 void ThrowNoOperator(DLDevice device, const char* op) {
@@ -112,10 +106,10 @@ void ThrowNoOperator(DLDevice device, const char* op) {
 
 std::vector<BackendInfo> Backends() {
   std::vector<BackendInfo> backends = {{"cpu", true, cpu::Backend().description()}};
-  for (SharedBackend* backend : {&Cuda(), &Ascend()}) {
-    const BackendTable* table = backend->table();
-    backends.push_back({backend->name(), table != nullptr,
-                        table != nullptr ? table->description() : backend->why()});
+  for (SharedBackend& backend : SharedBackends()) {
+    const BackendTable* table = backend.table();
+    backends.push_back({backend.name(), table != nullptr,
+                        table != nullptr ? table->description() : backend.why()});
   }
   return backends;
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -57,6 +58,22 @@ void SetNumThreads(int64_t count) {
 namespace cpu {
 namespace {
 
+// Arithmetic with denormals, rounding to nearest, while it lives, whatever the thread's own
+// settings are: they must not show in the results, nor those of the threads in each other's.
+class DefaultArithmetic {
+ public:
+  DefaultArithmetic() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultArithmetic() { std::fesetenv(&saved_); }
+  DefaultArithmetic(const DefaultArithmetic&) = delete;
+  DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
+
 // One call of ParallelFor: ranges are handed out in order until none is left.
 class Job {
  public:
@@ -65,6 +82,7 @@ class Job {
 
   // Works until nothing is left to hand out.
   void Work() noexcept {
+    const DefaultArithmetic arithmetic;
     try {
       for (;;) {
         const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);

@@ -41,10 +41,28 @@ struct RowLoader<float> {
 template <>
 struct RowLoader<hwy::float16_t> {
   static HWY_INLINE void Load(const hwy::float16_t* HWY_RESTRICT from, VF& a, VF& b) {
+    a = Widen(from);
+    b = Widen(from + hn::Lanes(DF()));
+  }
+
+ private:
+  static HWY_INLINE VF Widen(const hwy::float16_t* HWY_RESTRICT from) {
     const DF df;
-    const hn::Rebind<hwy::float16_t, DF> dh;
-    a = hn::PromoteTo(df, hn::LoadU(dh, from));
-    b = hn::PromoteTo(df, hn::LoadU(dh, from + hn::Lanes(df)));
+    const auto wide = hn::PromoteTo(df, hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), from));
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_ARCH_ARM
+    return wide;
+#else
+    // Without an instruction for it, Highway takes infinities and NaN for numbers from 65536 up.
+    const hn::RebindToUnsigned<DF> du32;
+    const auto bits = hn::PromoteTo(
+        du32, hn::LoadU(hn::Rebind<uint16_t, DF>(), reinterpret_cast<const uint16_t*>(from)));
+    const auto exponent = hn::Set(du32, 0x7C00u);
+    const auto is_special = hn::Eq(hn::And(bits, exponent), exponent);
+    const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du32, 0x8000u)));
+    const auto fraction = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du32, 0x03FFu)));
+    const auto special = hn::Or(hn::Or(sign, fraction), hn::Set(du32, 0x7F800000u));
+    return hn::IfThenElse(hn::RebindMask(df, is_special), hn::BitCast(df, special), wide);
+#endif
   }
 };
 

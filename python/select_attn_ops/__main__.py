@@ -34,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print version, backends, SIMD target and threads")
     parser.parse_args(arguments)
-    print(info())
+    try:
+        print(info())
+    except ValueError as error:  # an environment variable that makes no sense
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

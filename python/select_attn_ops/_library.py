@@ -80,9 +80,12 @@ def optional_argument(name: str, tensor: Any, *, written: bool = False) -> Any:
 
 def integer(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+    return number
 
 
 def is_on_cpu(tensor: Any) -> bool:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <tuple>
@@ -288,6 +289,34 @@ TEST_P(OperatorsTest, QuestBlockSelectPagedAndTables) {
       EXPECT_EQ(std::vector<int32_t>(row_of_tables, row_of_tables + k), blocks);
       EXPECT_EQ(lens.data<int32_t>()[row], num_tokens);
     }
+  }
+}
+
+// One request of blocks that differ in one channel only; q = 1 everywhere.
+TEST_P(OperatorsTest, InfinitiesAndNaNRankWhereTheyBelong) {
+  const DType dtype = std::get<1>(GetParam());
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int64_t kHeadDim = 70;  // a whole number of vectors and a rest, on most targets
+  const std::vector<float> first_channel = {0.0f, -inf, inf, nan, 1.0f, -nan, -1.0f};
+  const auto num_blocks = static_cast<int64_t>(first_channel.size()) + 1;
+  for (const int64_t channel : {int64_t{0}, kHeadDim - 1}) {
+    TestTensor query(TypeOf(dtype), {1, 1, kHeadDim});
+    TestTensor blocks(TypeOf(dtype), {1, num_blocks, 1, kHeadDim});
+    for (int64_t d = 0; d < kHeadDim; ++d) {
+      query.Set(d, 1.0f);
+      blocks.Set(d, 32768.0f);  // block 0: large in every channel, the sum above what one can hold
+    }
+    for (int64_t j = 1; j < num_blocks; ++j) {
+      blocks.Set(j * kHeadDim + channel, first_channel[static_cast<size_t>(j - 1)]);
+    }
+    TestTensor table = TestTensor::Int32({1, 1}, {0});
+    TestTensor seq_lens = TestTensor::Int32({1}, {static_cast<int32_t>(num_blocks * num_blocks)});
+    TestTensor out(kInt32, {1, 1, num_blocks});
+    QuestBlockSelectPaged(query.View(), blocks.View(), blocks.View(), table.View(), seq_lens.View(),
+                          out.View());
+    EXPECT_EQ(std::vector<int32_t>(out.data<int32_t>(), out.data<int32_t>() + num_blocks),
+              (std::vector<int32_t>{4, 6, 3, 0, 5, 1, 7, 2}));
   }
 }
 

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cfenv>
 #include <chrono>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -82,6 +84,18 @@ TEST_P(ParallelTest, WorksInAForkedChild) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+TEST_P(ParallelTest, ComputesWithDefaultArithmeticAndLeavesTheCallersAlone) {
+  const int before = std::fegetround();
+  std::fesetround(FE_UPWARD);
+  std::atomic<bool> fine{true};
+  ParallelFor(64, 1, [&](int64_t, int64_t) {
+    if (std::fegetround() != FE_TONEAREST) fine = false;
+  });
+  EXPECT_TRUE(fine);
+  EXPECT_EQ(std::fegetround(), FE_UPWARD);
+  std::fesetround(before);
 }
 
 TEST_P(ParallelTest, UsesNoMoreThreadsThanSet) {
