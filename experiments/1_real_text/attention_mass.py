@@ -1,0 +1,77 @@
+"""Exact attention mass per KV block, and the share of it that a choice of blocks holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from gen_data_real_text import RealTextData
+
+# 64 rows of 131,072 logits are 32 MiB.
+_ROWS = 64
+
+
+def exact_block_mass(
+    data: RealTextData, progress: Callable[[str], None] = lambda message: None
+) -> torch.Tensor:
+    """Softmax over all tokens up to each step's own, summed per KV block.
+
+    Float32, from the keys as the cache holds them.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[num_steps, num_kv_heads, num_blocks]`` float32, the mean over the query heads that share
+        a KV head; each row sums to 1.
+    """
+    num_steps, num_heads, head_dim = data.query.shape
+    block_size, num_kv_heads = data.k_cache.shape[1:3]
+    num_blocks = data.block_tables.shape[1]
+    group_size = num_heads // num_kv_heads
+    mass = torch.zeros(num_steps, num_kv_heads, num_blocks, device=data.query.device)
+    steps_per_chunk = max(_ROWS // group_size, 1)
+    for head in range(num_kv_heads):
+        progress(f"exact attention of KV head {head + 1} of {num_kv_heads}")
+        keys = data.k_cache[data.block_tables[0], :, head].flatten(0, 1).float()
+        query = data.query.unflatten(1, (num_kv_heads, group_size))[:, head].float()
+        for start in range(0, num_steps, steps_per_chunk):
+            chunk = slice(start, start + steps_per_chunk)
+            seq_lens = data.seq_lens[chunk]
+            # Steps are in rising order: blocks behind a chunk's last step hold nothing of it.
+            blocks = -(-int(seq_lens[-1]) // block_size)
+            logits = query[chunk] @ keys[: blocks * block_size].T * head_dim**-0.5
+            token = torch.arange(blocks * block_size, device=keys.device)
+            logits.masked_fill_(token >= seq_lens[:, None, None], -torch.inf)
+            share = logits.softmax(-1).unflatten(-1, (blocks, block_size)).sum(-1)
+            mass[chunk, head, :blocks] = share.mean(1)
+    return mass
+
+
+def held(mass: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """Mass in the listed blocks (-1 is none), ``[num_steps, num_kv_heads]``."""
+    listed = mass.gather(-1, selected.clamp(min=0).long())
+    return torch.where(selected >= 0, listed, 0).sum(-1)
+
+
+def best_blocks(mass: torch.Tensor, k: int) -> torch.Tensor:
+    """The ``k`` blocks that hold the most: no choice of ``k`` blocks per KV head can hold more."""
+    return mass.topk(min(k, mass.shape[-1])).indices
+
+
+def recent_blocks(num_blocks: torch.Tensor, num_kv_heads: int, k: int) -> torch.Tensor:
+    """The last ``k`` of each request's ``num_blocks`` blocks, the partial one included."""
+    last = num_blocks[:, None, None].long() - 1
+    blocks = last - torch.arange(k, device=num_blocks.device)
+    return blocks.clamp(min=-1).expand(-1, num_kv_heads, -1)
+
+
+def random_blocks(
+    num_blocks: torch.Tensor, num_kv_heads: int, k: int, generator: torch.Generator
+) -> torch.Tensor:
+    """``k`` different ones of each request's blocks, all equally likely; none is forced."""
+    most = int(num_blocks.max())
+    lots = torch.rand(len(num_blocks), num_kv_heads, most, generator=generator)
+    lots = lots.to(num_blocks.device)
+    exists = torch.arange(most, device=num_blocks.device) < num_blocks[:, None, None]
+    drawn = torch.where(exists, lots, -1.0).topk(min(k, most))
+    return torch.where(drawn.values >= 0, drawn.indices, -1)

@@ -1,0 +1,51 @@
+"""Options and fixtures of the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import common  # noqa: F401  (makes every experiment's modules importable)
+import pytest
+import torch
+from common.devices import DEVICE_HELP, DeviceUnavailableError, resolve_device
+from common.sweeps import pick_sweep
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("select_attn_ops")
+    group.addoption("--device", default="cpu", help=DEVICE_HELP)
+    group.addoption(
+        "--full-sweeps",
+        action="store_true",
+        help="run the extensive and large sweeps in full, not a sample of them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "extensive: the product of many shapes; sampled by default")
+    config.addinivalue_line("markers", "large: long requests; sampled by default")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    pick_sweep(metafunc)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Device under test; skips with the reason where this machine does not have it."""
+    try:
+        return resolve_device(request.config.getoption("--device", default="cpu"))
+    except DeviceUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Turn what a device backend says it does not have into a skip; the CPU has no limits."""
+    try:
+        return (yield)
+    except NotImplementedError as error:
+        name = item.config.getoption("--device", default="cpu")
+        if name == "cpu":
+            raise
+        pytest.skip(f"{name}: {error}")
