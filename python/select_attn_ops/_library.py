@@ -34,18 +34,16 @@ LIB: Any = tvm_ffi.load_module(_path)
 TEXTS = ctypes.CDLL(_path)  # the functions of the same library that return texts
 
 
-class _ReadOnly:
-    """A read-only NumPy array in a form that it agrees to export."""
+class _Exportable:
+    """A read-only NumPy array described as a writable one, which NumPy agrees to export.
+
+    DLPack before 1.0, which tvm-ffi asks for, cannot say that a tensor is read-only.
+    """
 
     def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def __dlpack__(self, **_: Any) -> Any:
-        # Only from DLPack 1.0 on can an exporter say that a tensor is read-only.
-        return self._array.__dlpack__(max_version=(1, 0))
-
-    def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
+        self._array = array  # the memory's owner
 
 
 def is_numpy(tensor: Any) -> bool:
@@ -69,7 +67,7 @@ def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
         if not tensor.flags.writeable:
             if written:
                 raise ValueError(f"{name} is written and must not be read-only")
-            return _ReadOnly(tensor)
+            return sys.modules["numpy"].asarray(_Exportable(tensor))
     return tensor
 
 

@@ -1,0 +1,343 @@
+"""Whose tensors go in, whose come out, and what the frameworks see of a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import select_attn_ops
+import torch
+from dlpack_tensors import ForeignTensor, NamespacedTensor
+from select_attn_ops import (
+    quest_block_select_paged,
+    quest_block_select_paged_in_out,
+    quest_block_select_paged_in_out_w,
+    quest_prefill_metadata,
+    selected_block_tables,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+BATCH, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K = 2, 8, 4, 32, 16, 3
+OPERATORS = [
+    quest_prefill_metadata,
+    quest_block_select_paged,
+    quest_block_select_paged_in_out,
+    quest_block_select_paged_in_out_w,
+    selected_block_tables,
+]
+
+
+@dataclass
+class Data:
+    """One paged batch with its metadata."""
+
+    k_cache: Any
+    block_tables: Any
+    seq_lens: Any
+    metadata_block_tables: Any
+    maxblocks: Any
+    minblocks: Any
+    query: Any
+
+    def map(self, convert: Callable[[torch.Tensor], Any]) -> Data:
+        return Data(**{name: convert(value) for name, value in vars(self).items()})
+
+    def prefill(self, **options: Any) -> None:
+        quest_prefill_metadata(
+            self.k_cache,
+            self.block_tables,
+            self.seq_lens,
+            self.metadata_block_tables,
+            self.maxblocks,
+            self.minblocks,
+            **options,
+        )
+
+    def select_arguments(self) -> tuple[Any, ...]:
+        return (
+            self.query,
+            self.maxblocks,
+            self.minblocks,
+            self.metadata_block_tables,
+            self.seq_lens,
+        )
+
+
+@pytest.fixture
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    metadata_shape = (BATCH, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    made = Data(
+        k_cache=torch.randn(20, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, generator=generator),
+        block_tables=torch.randperm(20, generator=generator).int().view(BATCH, 10),
+        seq_lens=torch.tensor([150, 33], dtype=torch.int32),
+        metadata_block_tables=torch.tensor([[1], [0]], dtype=torch.int32),
+        maxblocks=torch.zeros(metadata_shape),
+        minblocks=torch.zeros(metadata_shape),
+        query=torch.randn(BATCH, NUM_HEADS, HEAD_DIM, generator=generator),
+    )
+    made.prefill()
+    return made
+
+
+def to_bfloat16(data: Data) -> Data:
+    return data.map(lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+
+
+def expected_selection(data: Data) -> list[Any]:
+    return quest_block_select_paged(*data.select_arguments(), K).tolist()
+
+
+# --- torch
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda tensor: tensor.requires_grad_(),
+        lambda tensor: tensor.requires_grad_() * 1,
+        lambda tensor: torch.nn.Parameter(tensor),
+        lambda tensor: tensor.as_subclass(type("Subclass", (torch.Tensor,), {})),
+        lambda tensor: torch.stack([tensor, tensor], 1)[:, 1],
+        lambda tensor: tensor.pin_memory() if torch.cuda.is_available() else tensor,
+    ],
+    ids=["requires_grad", "non-leaf", "Parameter", "subclass", "slice", "pinned"],
+)
+def test_torch_inputs(data: Data, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    expected = expected_selection(data)
+    other = data.map(lambda tensor: convert(tensor) if tensor.is_floating_point() else tensor)
+    other.maxblocks, other.minblocks = (torch.zeros_like(data.maxblocks) for _ in range(2))
+    other.prefill()
+    selected = quest_block_select_paged(*other.select_arguments(), K)
+    assert isinstance(selected, torch.Tensor)
+    assert selected.tolist() == expected
+    assert not selected.requires_grad
+
+
+def test_inference_mode(data: Data) -> None:
+    expected = expected_selection(data)
+    with torch.inference_mode():
+        assert quest_block_select_paged(*data.select_arguments(), K).tolist() == expected
+
+
+def test_backward_raises(data: Data) -> None:
+    data.query.requires_grad_()
+    selected = quest_block_select_paged(*data.select_arguments(), K)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        selected.sum().backward()
+
+
+def test_backward_raises_under_compile(data: Data) -> None:
+    @torch.compile(fullgraph=True)
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return quest_block_select_paged(query, *data.select_arguments()[1:], K).float() * 2
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        step(data.query.requires_grad_()).sum().backward()
+
+
+def test_outputs_are_the_callers(data: Data) -> None:
+    expected = expected_selection(data)
+    wide = torch.full((BATCH, NUM_KV_HEADS, 2 * K), 77, dtype=torch.int32)
+    out = wide[:, :, K:]
+    assert quest_block_select_paged(*data.select_arguments(), out=out) is out
+    assert wide[:, :, K:].tolist() == expected
+    assert (wide[:, :, :K] == 77).all()
+
+    tables, lens = torch.empty_like(out), torch.empty(BATCH, NUM_KV_HEADS, dtype=torch.int32)
+    returned = selected_block_tables(
+        out, data.block_tables, data.seq_lens, block_size=BLOCK_SIZE, out=tables, lens_out=lens
+    )
+    assert returned[0] is tables
+    assert returned[1] is lens
+
+
+# --- NumPy and others
+
+
+def test_numpy(data: Data) -> None:
+    arrays = data.map(lambda tensor: tensor.numpy().copy())
+    arrays.maxblocks[:] = arrays.minblocks[:] = np.nan
+    for name in ("k_cache", "block_tables", "seq_lens", "metadata_block_tables", "query"):
+        getattr(arrays, name).flags.writeable = False  # inputs may be
+    arrays.prefill()
+    np.testing.assert_array_equal(arrays.maxblocks, data.maxblocks.numpy())
+    arrays.maxblocks.flags.writeable = False
+    selected = quest_block_select_paged(*arrays.select_arguments(), K)
+    assert type(selected) is np.ndarray
+    assert selected.dtype == np.int32
+    assert selected.tolist() == expected_selection(data)
+    tables, lens = selected_block_tables(
+        selected, arrays.block_tables, arrays.seq_lens, block_size=BLOCK_SIZE
+    )
+    assert type(tables) is type(lens) is np.ndarray
+
+
+def test_numpy_writes_in_place(data: Data) -> None:
+    wide = np.full((BATCH, NUM_KV_HEADS, 2 * K), 77, np.int32)
+    out = wide[::-1, :, :K]  # backwards
+    arrays = data.map(lambda tensor: tensor.numpy())
+    assert quest_block_select_paged(*arrays.select_arguments(), out=out) is out
+    assert wide[::-1, :, :K].tolist() == expected_selection(data)
+    assert (wide[:, :, K:] == 77).all()
+
+
+def test_array_api(data: Data) -> None:
+    arrays = data.map(NamespacedTensor)
+    selected = quest_block_select_paged(*arrays.select_arguments(), K)
+    assert type(selected) is NamespacedTensor
+    assert selected.tensor.tolist() == expected_selection(data)
+    tables, lens = selected_block_tables(
+        selected, arrays.block_tables, arrays.seq_lens, block_size=BLOCK_SIZE
+    )
+    assert type(tables) is type(lens) is NamespacedTensor
+
+
+def test_bare_dlpack(data: Data) -> None:
+    expected = expected_selection(data)
+    tensors = data.map(ForeignTensor)
+    tensors.prefill()
+    out = torch.empty(BATCH, NUM_KV_HEADS, K, dtype=torch.int32)
+    foreign = ForeignTensor(out)
+    assert quest_block_select_paged(*tensors.select_arguments(), out=foreign) is foreign
+    assert out.tolist() == expected
+
+
+def test_frameworks_may_be_mixed(data: Data) -> None:
+    mixed = replace(data, maxblocks=data.maxblocks.numpy(), seq_lens=data.seq_lens.numpy())
+    selected = quest_block_select_paged(*mixed.select_arguments(), K)
+    assert selected.tolist() == expected_selection(data)
+
+
+# --- torch.compile, export and fake tensors
+
+
+def decode_step(
+    data: Data, k: int, since: int, metadata_seq_lens: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Every operator in every form, writing into the metadata of ``data``."""
+    data.prefill(metadata_seq_lens=metadata_seq_lens)
+    selected = quest_block_select_paged(
+        *data.select_arguments(), k, metadata_seq_lens=metadata_seq_lens
+    )
+    windowed = quest_block_select_paged(
+        *data.select_arguments(), k, tokens_since_metadata_update=since, block_size=BLOCK_SIZE
+    )
+    out, out_w, out_again = (torch.empty_like(selected) for _ in range(3))
+    quest_block_select_paged_in_out(*data.select_arguments(), out)
+    quest_block_select_paged_in_out_w(*data.select_arguments(), since, out_w)
+    returned = quest_block_select_paged(*data.select_arguments(), out=out_again)
+    tables, lens = selected_block_tables(
+        windowed, data.block_tables, data.seq_lens, block_size=BLOCK_SIZE
+    )
+    return selected, windowed, out, out_w, returned + 1, tables, lens
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("ranged", [False, True])
+def test_compile_full_graph(data: Data, dynamic: bool, ranged: bool) -> None:
+    torch._dynamo.reset()
+    data = to_bfloat16(data)
+    metadata_seq_lens = data.seq_lens - 20 if ranged else None
+    compiled = torch.compile(decode_step, fullgraph=True, dynamic=dynamic)
+    for k in (2, 5):
+        eager_data, compiled_data = (data.map(torch.clone) for _ in range(2))
+        for other in (eager_data, compiled_data):
+            other.maxblocks.fill_(7)
+        eager = decode_step(eager_data, k, 4, metadata_seq_lens)
+        for expected, got in zip(
+            eager, compiled(compiled_data, k, 4, metadata_seq_lens), strict=True
+        ):
+            assert torch.equal(got, expected)
+        assert torch.equal(compiled_data.maxblocks, eager_data.maxblocks)
+
+
+def test_export(data: Data) -> None:
+    class Step(torch.nn.Module):
+        def forward(self, query: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
+            return quest_block_select_paged(
+                query, data.maxblocks, data.minblocks, data.metadata_block_tables, seq_lens, K
+            )
+
+    program = torch.export.export(Step(), (data.query, data.seq_lens))
+    assert program.module()(data.query, data.seq_lens).tolist() == expected_selection(data)
+
+
+def opcheck_cases(data: Data) -> list[tuple[Any, tuple[Any, ...]]]:
+    ops = torch.ops.select_attn_ops
+    out = torch.zeros(BATCH, NUM_KV_HEADS, K, dtype=torch.int32)
+    lens = torch.zeros(BATCH, NUM_KV_HEADS, dtype=torch.int32)
+    workspace = torch.zeros(64, dtype=torch.uint8)
+    metadata = (data.maxblocks, data.minblocks)
+    prefill = (data.k_cache, data.block_tables, data.seq_lens, data.metadata_block_tables)
+    select = data.select_arguments()
+    wide = torch.zeros(BATCH, NUM_KV_HEADS, 2 * K, dtype=torch.int32)
+    return [
+        (ops.quest_prefill_metadata, (*prefill, *metadata, None, None)),
+        (ops.quest_prefill_metadata, (*prefill, *metadata, data.seq_lens - 20, None)),
+        (ops.quest_block_select_paged, (*select, out, -1, None, None, None, None)),
+        (ops.quest_block_select_paged, (*select, out, 3, None, BLOCK_SIZE, workspace, None)),
+        (ops.quest_block_select_paged, (*select, wide[..., :K], -1, data.seq_lens, 16, None, None)),
+        (
+            ops.selected_block_tables,
+            (out, data.block_tables, data.seq_lens, 16, torch.zeros_like(out), lens, None),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(data: Data, case: int, requires_grad: bool) -> None:
+    if requires_grad:
+        data.query.requires_grad_()
+        data.k_cache.requires_grad_()
+    op, arguments = opcheck_cases(data)[case]
+    results = torch.library.opcheck(op.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_meta_and_fake_tensors_give_shapes(data: Data) -> None:
+    meta = data.map(lambda tensor: tensor.to("meta"))
+    meta.prefill()
+    selected = quest_block_select_paged(*meta.select_arguments(), K)
+    assert selected.is_meta
+    assert selected.shape == (BATCH, NUM_KV_HEADS, K)
+    tables, lens = selected_block_tables(selected, meta.block_tables, meta.seq_lens, block_size=16)
+    assert (tables.shape, lens.shape) == ((BATCH, NUM_KV_HEADS, K), (BATCH, NUM_KV_HEADS))
+
+    mode = FakeTensorMode()
+    fake = data.map(mode.from_tensor)
+    with mode:
+        fake.prefill()
+        assert quest_block_select_paged(*fake.select_arguments(), K).shape == selected.shape
+
+
+# --- what a user reads
+
+
+@pytest.mark.parametrize("function", OPERATORS, ids=lambda function: function.__name__)
+def test_help_is_complete(function: Callable[..., Any]) -> None:
+    text = inspect.getdoc(function)
+    assert text is not None
+    for section in ("Parameters", "Raises", "Examples"):
+        assert f"\n{section}\n{'-' * len(section)}\n" in text
+    for name in inspect.signature(function).parameters:
+        assert name in text
+    for fact in ("int32", "float16, bfloat16 or float32", "[B", "ValueError", "TypeError"):
+        if function is not selected_block_tables or not fact.startswith("float"):
+            assert fact in text
+
+
+@pytest.mark.parametrize(
+    "fact", ["*Order.*", "*Ties.*", "*Padding.*", "*Limits.*", "ICML 2024", "-1"]
+)
+def test_help_of_the_selection(fact: str) -> None:
+    assert fact in (inspect.getdoc(quest_block_select_paged) or "")
+
+
+def test_names_are_exported() -> None:
+    assert {function.__name__ for function in OPERATORS} <= set(select_attn_ops.__all__)
