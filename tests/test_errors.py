@@ -1162,7 +1162,7 @@ def lines() -> Iterator[Any]:
                 yield pytest.param(entry, (renamed, kind, message), id=f"{entry}-{prefix}{name}")
 
 
-@pytest.mark.parametrize(("entry", "line"), lines())
+@pytest.mark.parametrize(("entry", "line"), list(lines()))
 def test_error(entry: str, line: Line) -> None:
     expect(entry, line)
 

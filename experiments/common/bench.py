@@ -97,7 +97,7 @@ class Benchmark:
         """Return the median seconds of both."""
         operator(0)
         reference(0)
-        rounds, budget, least = (3, 0.03, 3) if self.quick else (5, 0.2, 10)
+        rounds, budget, least = (2, 0.03, 3) if self.quick else (5, 0.2, 10)
         taken: list[float] = []
         reference_taken: list[float] = []
         for _ in range(rounds):
@@ -131,7 +131,7 @@ class Benchmark:
         ]
         torch.dot(*vectors)
         synchronize(self.device)
-        taken = [self._time(lambda: torch.dot(*vectors)) for _ in range(5)]
+        taken = [self._time(lambda: torch.dot(*vectors)) for _ in range(10)]
         return self.rotate_bytes / min(taken)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ class Grid:
         return cases
 
 
-def _take_turns(values: Sequence[Any], draw: random.Random) -> Any:
+def _take_turns(values: Sequence[Any], draw: random.Random) -> Iterator[Any]:
     """Yield all values in random order, again and again."""
     while True:
         yield from draw.sample(values, len(values))

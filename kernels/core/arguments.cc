@@ -91,13 +91,15 @@ bool Is(DLDataType type, int code, int bits) {
   return type.code == code && type.bits == bits && type.lanes == 1;
 }
 
+bool IsEmpty(const DLTensor& tensor) {
+  return std::find(tensor.shape, tensor.shape + tensor.ndim, 0) != tensor.shape + tensor.ndim;
+}
+
 // Whether two elements may share an address. Dimensions are nested if, by increasing stride, each
 // steps over everything the smaller ones reach; every view that slicing, permuting and reshaping
 // can make of memory without overlap is.
 bool MayOverlapItself(const DLTensor& tensor) {
-  for (int i = 0; i < tensor.ndim; ++i) {
-    if (tensor.shape[i] == 0) return false;
-  }
+  if (IsEmpty(tensor)) return false;
   for (int i = 0; i < tensor.ndim; ++i) {
     if (tensor.shape[i] == 1) continue;
     const int64_t stride = std::abs(Stride(tensor, i));
@@ -126,6 +128,10 @@ void CheckLayout(const Argument& argument) {
     ThrowValueError(std::string(argument.name) +
                     " must be contiguous in its last dimension, got strides " +
                     StridesText(tensor));
+  }
+  if (tensor.data == nullptr && !IsEmpty(tensor)) {
+    ThrowValueError(std::string(argument.name) +
+                    " must have memory, got a null address for shape " + ShapeText(tensor));
   }
   const auto address = reinterpret_cast<uintptr_t>(Data(tensor));
   if (address % (tensor.dtype.bits / 8) != 0) {

@@ -55,12 +55,24 @@ def is_torch(tensor: Any) -> bool:
     return torch is not None and isinstance(tensor, torch.Tensor)
 
 
-def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
-    """A tensor argument as the library takes it, or a TypeError that names it."""
+def check_tensor(name: str, tensor: Any) -> None:
     if not hasattr(tensor, "__dlpack__"):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if is_torch(tensor) and tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
+    """A tensor argument as the library takes it, or an error that names it."""
+    check_tensor(name, tensor)
+    if is_torch(tensor):
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+        if tensor.is_quantized:
+            raise TypeError(f"{name} must be of an unquantized type, got {tensor.dtype}")
+        if tensor.is_neg():
+            raise ValueError(
+                f"{name} must hold its values, got a view that torch negates lazily: "
+                "call resolve_neg()"
+            )
     if is_numpy(tensor):
         if tensor.dtype.kind not in "iuf" or not tensor.dtype.isnative:
             raise TypeError(f"{name} must be of a native integer or float type, got {tensor.dtype}")
@@ -82,7 +94,7 @@ def integer(name: str, value: Any) -> int:
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+        raise ValueError(f"{name} must be a 64-bit integer, got {number}")
     return number
 
 

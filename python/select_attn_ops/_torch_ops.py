@@ -6,22 +6,28 @@ memory of their own (fake, meta), torch must see an operator with a schema inste
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from ._library import torch
 
 
-def takes_over(tensor: Any) -> bool:
-    """Whether a call with this tensor must go through torch's dispatcher."""
+def takes_over(tensors: tuple[Any, ...]) -> bool:
+    """Whether a call with these arguments must go through torch's dispatcher."""
     if torch is None:
         return False
     if torch.compiler.is_compiling():
         return True
-    kind = type(tensor)
-    if kind is torch.Tensor or kind is torch.nn.Parameter:
-        return bool(tensor.is_meta)
-    return isinstance(tensor, torch.Tensor)
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if tensor.is_meta:
+                return True
+        elif isinstance(tensor, torch.Tensor):
+            return True
+    return False
 
 
 def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -32,7 +38,7 @@ def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
     schema : str
         Name, arguments and results as torch spells them; ``(a!)`` marks what is written.
     function : Callable
-        The implementation, positional.
+        The implementation. Its positional parameters are the schema's arguments.
 
     Returns
     -------
@@ -42,9 +48,20 @@ def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
     if torch is None:
         return function
     name, arguments = schema.split("(", 1)
-    written = [part.split()[-1] for part in arguments.split(",") if "!)" in part]
+    written = re.findall(r"!\)\??\s+(\w+)", arguments)
+    parameters = inspect.signature(function).parameters.values()
+    names = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
     op = torch.library.custom_op(
         f"select_attn_ops::{name}", function, mutates_args=written, schema="(" + arguments
     )
-    op.register_fake(lambda *_args: None)  # the results are arguments: nothing to infer
+
+    # The results are arguments, so there is nothing to infer; but without memory nobody else looks.
+    def check_devices(*values: Any) -> None:
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, torch.Tensor) and value.device != values[0].device:
+                raise ValueError(
+                    f"{name} must be on {values[0].device} like {names[0]}, got {value.device}"
+                )
+
+    op.register_fake(check_devices)
     return op  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from . import _torch_ops
 from ._library import (
     LIB,
     argument,
+    check_tensor,
     in_kind_of,
     integer,
     is_on_cpu,
@@ -150,21 +151,15 @@ def quest_block_select_paged(
         k = integer("k", k)
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        argument("query", query)
-        argument("maxblocks", maxblocks)
+        check_tensor("query", query)
+        check_tensor("maxblocks", maxblocks)
         # Slices, because a wrong rank is for the library to report, in its own words.
         out = new = new_int32((*query.shape[:1], *maxblocks.shape[2:3], k), query)
-    run = _compiled if _torch_ops.takes_over(query) else _run
-    run(
-        query,
-        maxblocks,
-        minblocks,
-        metadata_block_tables,
-        seq_lens,
-        out,
-        integer("tokens_since_metadata_update", tokens_since_metadata_update),
+    _select(
+        (query, maxblocks, minblocks, metadata_block_tables, seq_lens, out),
+        tokens_since_metadata_update,
         metadata_seq_lens,
-        None if block_size is None else integer("block_size", block_size),
+        block_size,
         workspace,
         stream,
     )
@@ -216,9 +211,9 @@ def quest_block_select_paged_in_out(
     >>> selected_indices
     array([[[1, 2]]], dtype=int32)
     """
-    argument("selected_indices", selected_indices)  # None would ask for a new tensor
-    quest_block_select_paged(
-        query, maxblocks, minblocks, metadata_block_tables, seq_lens, out=selected_indices
+    _select(
+        (query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices),
+        out_name="selected_indices",
     )
 
 
@@ -275,15 +270,10 @@ def quest_block_select_paged_in_out_w(
     >>> selected_indices
     array([[[2, 0]]], dtype=int32)
     """
-    argument("selected_indices", selected_indices)  # None would ask for a new tensor
-    quest_block_select_paged(
-        query,
-        maxblocks,
-        minblocks,
-        metadata_block_tables,
-        seq_lens,
-        tokens_since_metadata_update=tokens_since_metadata_update,
-        out=selected_indices,
+    _select(
+        (query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices),
+        tokens_since_metadata_update,
+        out_name="selected_indices",
     )
 
 
@@ -337,6 +327,30 @@ def quest_block_select_paged_workspace_size(
     )
 
 
+def _select(
+    tensors: tuple[Any, ...],
+    tokens_since_metadata_update: int = -1,
+    metadata_seq_lens: Any = None,
+    block_size: int | None = None,
+    workspace: Any = None,
+    stream: int | None = None,
+    *,
+    out_name: str = "out",
+) -> None:
+    arguments = (
+        *tensors,
+        integer("tokens_since_metadata_update", tokens_since_metadata_update),
+        metadata_seq_lens,
+        None if block_size is None else integer("block_size", block_size),
+        workspace,
+        stream,
+    )
+    if _torch_ops.takes_over(tensors):
+        _compiled(*arguments)
+    else:
+        _run(*arguments, out_name=out_name)
+
+
 def _run(
     query: Any,
     maxblocks: Any,
@@ -349,6 +363,8 @@ def _run(
     block_size: int | None,
     workspace: Any,
     stream: int | None,
+    *,
+    out_name: str = "out",  # what the caller calls it
 ) -> None:
     tensors = (
         argument("query", query),
@@ -356,7 +372,7 @@ def _run(
         argument("minblocks", minblocks),
         argument("metadata_block_tables", metadata_block_tables),
         argument("seq_lens", seq_lens),
-        argument("out", out, written=True),
+        argument(out_name, out, written=True),
     )
     if workspace is None and not is_on_cpu(query):
         workspace = _new_workspace(query, tensors, block_size)

@@ -105,17 +105,9 @@ def quest_prefill_metadata(
     >>> minblocks.ravel()
     array([-1.,  5.], dtype=float32)
     """
-    run = _compiled if _torch_ops.takes_over(k_cache) else _run
-    run(
-        k_cache,
-        block_tables,
-        seq_lens,
-        metadata_block_tables,
-        maxblocks,
-        minblocks,
-        metadata_seq_lens,
-        stream,
-    )
+    tensors = (k_cache, block_tables, seq_lens, metadata_block_tables, maxblocks, minblocks)
+    run = _compiled if _torch_ops.takes_over(tensors) else _run
+    run(*tensors, metadata_seq_lens, stream)
 
 
 def _run(

@@ -75,7 +75,7 @@ def simd_targets() -> list[str]:
 
 def simd_target() -> str:
     """The SIMD target in use: the best, or the one that ``SELECT_ATTN_SIMD_TARGET`` names."""
-    return simd_targets()[LIB.simd_target()]
+    return simd_targets()[int(LIB.simd_target())]
 
 
 def set_simd_target(name: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _torch_ops
-from ._library import LIB, argument, in_kind_of, integer, new_int32, stream_handle
+from ._library import LIB, argument, check_tensor, in_kind_of, integer, new_int32, stream_handle
 
 
 def selected_block_tables(
@@ -86,12 +86,13 @@ def selected_block_tables(
     >>> lens  # 16 of block 0, 8 of block 2
     array([[24]], dtype=int32)
     """
-    argument("selected_indices", selected_indices)
+    check_tensor("selected_indices", selected_indices)
     tables = new_int32(tuple(selected_indices.shape), selected_indices) if out is None else out
     lens = lens_out
     if lens is None:
         lens = new_int32(tuple(selected_indices.shape[:2]), selected_indices)
-    run = _compiled if _torch_ops.takes_over(selected_indices) else _run
+    tensors = (selected_indices, block_tables, seq_lens, tables, lens)
+    run = _compiled if _torch_ops.takes_over(tensors) else _run
     run(
         selected_indices,
         block_tables,
