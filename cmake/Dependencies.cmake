@@ -29,14 +29,15 @@ target_include_directories(select_attn_dlpack SYSTEM INTERFACE ${SELECT_ATTN_DLP
 find_package(hwy 1.0.3 CONFIG QUIET)
 if(NOT hwy_FOUND)
   include(FetchContent)
-  message(STATUS "Highway was not found: downloading it (Debian and Ubuntu have it as libhwy-dev)")
+  message(NOTICE "Highway >= 1.0.3 was not found and is downloaded. If that fails: Debian and Ubuntu "
+    "have it (apt-get install libhwy-dev)")
   set(HWY_ENABLE_CONTRIB OFF CACHE BOOL "")
   set(HWY_ENABLE_EXAMPLES OFF CACHE BOOL "")
   set(HWY_ENABLE_INSTALL OFF CACHE BOOL "")
   set(HWY_ENABLE_TESTS OFF CACHE BOOL "")
   FetchContent_Declare(highway
-    GIT_REPOSITORY https://github.com/google/highway.git
-    GIT_TAG 2607d3b5b0113992fe84d3848859eae13b3b52c1)  # 1.4.0
+    URL https://github.com/google/highway/archive/2607d3b5b0113992fe84d3848859eae13b3b52c1.tar.gz)
+    # 1.4.0
   FetchContent_MakeAvailable(highway)
   add_library(hwy::hwy ALIAS hwy)
 endif()
@@ -47,7 +48,8 @@ if(SELECT_ATTN_TESTS)
   find_package(GTest QUIET)
   if(NOT GTest_FOUND)
     include(FetchContent)
-    message(STATUS "GoogleTest was not found: downloading it (Debian and Ubuntu: libgtest-dev)")
+    message(NOTICE "GoogleTest was not found and is downloaded. If that fails: apt-get install "
+      "libgtest-dev")
     FetchContent_Declare(googletest
       GIT_REPOSITORY https://github.com/google/googletest.git
       GIT_TAG v1.14.0)

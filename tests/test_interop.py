@@ -20,8 +20,10 @@ from select_attn_ops import (
     selected_block_tables,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 BATCH, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K = 2, 8, 4, 32, 16, 3
+SINCE = "tokens_since_metadata_update"
 OPERATORS = [
     quest_prefill_metadata,
     quest_block_select_paged,
@@ -156,6 +158,23 @@ def test_outputs_are_the_callers(data: Data) -> None:
     assert returned[1] is lens
 
 
+def test_written_tensors_have_a_new_version(data: Data) -> None:
+    """Else autograd would silently use values that are no longer there."""
+    weight = torch.ones_like(data.maxblocks, requires_grad=True)
+    result = (data.maxblocks * weight).sum()
+    data.prefill()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+
+def test_outputs_must_not_require_grad(data: Data) -> None:
+    data.maxblocks.requires_grad_()
+    with pytest.raises(ValueError, match=r"^maxblocks is written and must not require grad$"):
+        data.prefill()
+    with torch.no_grad():
+        data.prefill()
+
+
 # --- NumPy and others
 
 
@@ -213,6 +232,35 @@ def test_frameworks_may_be_mixed(data: Data) -> None:
     assert selected.tolist() == expected_selection(data)
 
 
+@pytest.mark.parametrize("empty", [np.empty, torch.empty], ids=["numpy", "torch"])
+def test_empty_batch(data: Data, empty: Callable[..., Any]) -> None:
+    int32 = np.int32 if empty is np.empty else torch.int32
+    float32 = np.float32 if empty is np.empty else torch.float32
+    keys = empty((0, 16, 2, 8), dtype=float32)
+    table, lens = empty((0, 4), dtype=int32), empty((0,), dtype=int32)
+    quest_prefill_metadata(keys, table, lens, table, keys, empty((0, 16, 2, 8), dtype=float32))
+    query = empty((0, 4, 8), dtype=float32)
+    selected = quest_block_select_paged(query, keys, keys, table, lens, k=3)
+    assert tuple(selected.shape) == (0, 2, 3)
+    tables, counts = selected_block_tables(selected, table, lens, block_size=16)
+    assert tuple(tables.shape) == (0, 2, 3)
+    assert tuple(counts.shape) == (0, 2)
+
+
+def test_shifted_overlap_is_refused() -> None:
+    """Else one row's physical blocks would become another row's block numbers."""
+    buffer = torch.zeros(5, 1, 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^out is written and must not share memory with selected"):
+        selected_block_tables(
+            buffer[:4],
+            torch.full((4, 1), 2**30, dtype=torch.int32),
+            torch.ones(4, dtype=torch.int32),
+            block_size=16,
+            out=buffer[1:],
+        )
+    assert not buffer.any()
+
+
 # --- torch.compile, export and fake tensors
 
 
@@ -254,6 +302,50 @@ def test_compile_full_graph(data: Data, dynamic: bool, ranged: bool) -> None:
         ):
             assert torch.equal(got, expected)
         assert torch.equal(compiled_data.maxblocks, eager_data.maxblocks)
+
+
+def test_compile_does_not_depend_on_the_values_of_integers(data: Data) -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True)
+    def step(query: torch.Tensor, since: int) -> torch.Tensor:
+        return quest_block_select_paged(query, *data.select_arguments()[1:], K, **{SINCE: since})
+
+    for since in range(-1, 40):  # far beyond the number of graphs that torch makes of a function
+        eager = quest_block_select_paged(*data.select_arguments(), K, **{SINCE: since})
+        assert torch.equal(step(data.query, since), eager)
+
+
+def test_numpy_calls_while_another_thread_compiles(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch says of itself then holds for the whole process."""
+    expected = expected_selection(data)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    arrays = data.map(lambda tensor: tensor.numpy())
+    assert quest_block_select_paged(*arrays.select_arguments(), K).tolist() == expected
+
+
+def test_make_fx_sees_the_operator(data: Data) -> None:
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return quest_block_select_paged(query, *data.select_arguments()[1:], K)
+
+    graph = make_fx(step)(torch.zeros_like(data.query))
+    assert graph(data.query).tolist() == expected_selection(data)
+
+
+def test_jit_trace_sees_the_operator(data: Data) -> None:
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return quest_block_select_paged(query, *data.select_arguments()[1:], K)
+
+    traced = torch.jit.trace(step, torch.zeros_like(data.query))
+    assert traced(data.query).tolist() == expected_selection(data)
+
+
+def test_fake_tensor_among_others_is_an_error(data: Data) -> None:
+    lens = FakeTensorMode().from_tensor(torch.zeros(BATCH + 3, dtype=torch.int32))[3:]
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        quest_block_select_paged(*data.select_arguments(), K, metadata_seq_lens=lens)
 
 
 def test_export(data: Data) -> None:

@@ -20,12 +20,14 @@ struct BackendInfo {
 };
 
 // Every backend the library knows, the CPU first. Opens the shared objects that are present.
+// Throws Error (kValueError) if an environment variable of the CPU backend makes no sense.
 SELECT_ATTN_EXPORT std::vector<BackendInfo> Backends();
 
 // Threads that a call on the CPU may use, the caller included. By default SELECT_ATTN_NUM_THREADS
-// or else the number of processors this process may run on. The result of an operator does not
-// depend on it. Throws Error (kValueError) for a count that is not in [1, 65536], in the call or in
-// SELECT_ATTN_NUM_THREADS.
+// or else the number of processors that the first caller may run on; the other threads then stay on
+// those. Of several calls at the same time one gets the other threads. The result of an operator
+// depends on none of this. Throws Error (kValueError) for a count that is not in [1, 65536], in the
+// call or in SELECT_ATTN_NUM_THREADS.
 SELECT_ATTN_EXPORT int64_t NumThreads();
 SELECT_ATTN_EXPORT void SetNumThreads(int64_t count);
 

@@ -99,7 +99,6 @@ bool IsEmpty(const DLTensor& tensor) {
 // steps over everything the smaller ones reach; every view that slicing, permuting and reshaping
 // can make of memory without overlap is.
 bool MayOverlapItself(const DLTensor& tensor) {
-  if (IsEmpty(tensor)) return false;
   for (int i = 0; i < tensor.ndim; ++i) {
     if (tensor.shape[i] == 1) continue;
     const int64_t stride = std::abs(Stride(tensor, i));
@@ -113,23 +112,49 @@ bool MayOverlapItself(const DLTensor& tensor) {
   return false;
 }
 
-[[noreturn]] void ThrowValueError(const std::string& text) {
-  throw Error(ErrorKind::kValueError, text);
-}
-
 [[noreturn]] void ThrowTypeError(const std::string& text) {
   throw Error(ErrorKind::kTypeError, text);
 }
 
+// A tensor with no more elements than this has sizes in bytes, and sums of a few of those, that fit
+// into 64 bits.
+constexpr int64_t kMaxElements = int64_t{1} << 56;
+
+// First and last byte that a tensor's elements take.
+struct Extent {
+  explicit Extent(const DLTensor& tensor) : first(reinterpret_cast<intptr_t>(Data(tensor))) {
+    const int64_t element = tensor.dtype.bits / 8;
+    last = first + element - 1;
+    for (int i = 0; i < tensor.ndim; ++i) {
+      const int64_t reach = (tensor.shape[i] - 1) * Stride(tensor, i) * element;
+      (reach < 0 ? first : last) += reach;
+    }
+  }
+
+  intptr_t first;
+  intptr_t last;
+};
+
+void CheckSeparate(const Argument& written, const Argument& other) {
+  if (written.type == ElementType::kFloat && other.type == ElementType::kFloat) return;
+  if (IsEmpty(*written.tensor) || IsEmpty(*other.tensor)) return;
+  const Extent a(*written.tensor);
+  const Extent b(*other.tensor);
+  if (a.first > b.last || b.first > a.last) return;
+  ThrowValueError(std::string(written.name) + " is written and must not share memory with " +
+                  other.name + ", got overlapping addresses");
+}
+
 void CheckLayout(const Argument& argument) {
   const DLTensor& tensor = *argument.tensor;
+  if (IsEmpty(tensor)) return;
   const int last = tensor.ndim - 1;
   if (tensor.shape[last] > 1 && Stride(tensor, last) != 1) {
     ThrowValueError(std::string(argument.name) +
                     " must be contiguous in its last dimension, got strides " +
                     StridesText(tensor));
   }
-  if (tensor.data == nullptr && !IsEmpty(tensor)) {
+  if (tensor.data == nullptr) {
     ThrowValueError(std::string(argument.name) +
                     " must have memory, got a null address for shape " + ShapeText(tensor));
   }
@@ -207,6 +232,12 @@ ArgumentChecker::ArgumentChecker(std::initializer_list<Argument> arguments) {
   for (const Argument& argument : arguments) {
     if (argument.tensor != nullptr) CheckLayout(argument);
   }
+  for (const Argument& written : arguments) {
+    if (written.tensor == nullptr || written.access != Access::kWrite) continue;
+    for (const Argument& other : arguments) {
+      if (other.tensor != nullptr && &other != &written) CheckSeparate(written, other);
+    }
+  }
 }
 
 // Bound extents as numbers, free ones as *.
@@ -245,6 +276,14 @@ void ArgumentChecker::CheckShape(const Argument& argument) {
     }
     extents_[static_cast<size_t>(dim)] = tensor.shape[i];
   }
+  int64_t elements = 1;
+  for (int i = 0; i < tensor.ndim; ++i) {
+    elements = SaturatingProduct(elements, std::max<int64_t>(tensor.shape[i], 1));
+  }
+  if (elements > kMaxElements) {
+    ThrowValueError(std::string(argument.name) + " must have at most 2^56 elements, got " +
+                    ShapeText(tensor));
+  }
 }
 
 void* Data(const DLTensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
@@ -260,6 +299,8 @@ int64_t SaturatingProduct(int64_t a, int64_t b) {
   int64_t product;
   return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<int64_t>::max() : product;
 }
+
+void ThrowValueError(const std::string& text) { throw Error(ErrorKind::kValueError, text); }
 
 void ThrowBadValue(const char* name, int64_t i, int64_t j, const std::string& expected,
                    int64_t got) {

@@ -53,7 +53,9 @@ struct Argument {
   Access access = Access::kRead;
 };
 
-// Checks arguments on construction, throwing Error, and answers questions about their extents.
+// Checks arguments on construction, throwing Error, and answers questions about their extents. What
+// is written must share no memory with any other argument, unless both are of kFloat: metadata may
+// lie in the pool of the keys, interleaved with them.
 class ArgumentChecker {
  public:
   // The first argument must not be left out: the device of all others is compared with its device.
@@ -86,6 +88,8 @@ int64_t Stride(const DLTensor& tensor, int i);
 
 // a * b of non-negative numbers, or the largest int64_t where that is less.
 int64_t SaturatingProduct(int64_t a, int64_t b);
+
+[[noreturn]] void ThrowValueError(const std::string& text);
 
 // Throws a kValueError that reads "<name>[<i>] must be <expected>, got <got>", or with two indices
 // if j >= 0.

@@ -19,15 +19,16 @@
 
 namespace select_attn {
 
-// One operator of a backend. Texts stay valid until the calling thread's next call.
+// One operator of a backend, on one of its devices, whatever the thread's current one is. Texts
+// stay valid until the calling thread's next call.
 template <typename Params>
 struct BackendOperator {
   // The limit that `params` exceeds, or null. Null pointer: the backend has no limits here.
-  const char* (*unsupported)(const Params& params);
+  const char* (*unsupported)(const Params& params, DLDevice device);
   // Bytes of scratch, from shapes alone. Null pointer: none.
-  int64_t (*workspace_size)(const Params& params);
+  int64_t (*workspace_size)(const Params& params, DLDevice device);
   // Queues the work and returns null, or what went wrong. Null pointer: no such operator.
-  const char* (*run)(const Params& params, Stream stream);
+  const char* (*run)(const Params& params, DLDevice device, Stream stream);
 };
 
 struct BackendTable {
@@ -58,7 +59,7 @@ const BackendOperator<Params>& OperatorFor(DLDevice device, const char* op,
                                            const Params& params) {
   const BackendOperator<Params>& found = BackendFor(device, op).*member;
   if (found.run == nullptr) ThrowNoOperator(device, op);
-  const char* limit = found.unsupported == nullptr ? nullptr : found.unsupported(params);
+  const char* limit = found.unsupported == nullptr ? nullptr : found.unsupported(params, device);
   if (limit != nullptr) {
     throw Error(ErrorKind::kNotImplementedError, std::string(op) + ": " + limit);
   }
@@ -71,7 +72,7 @@ template <typename Params>
 void RunOperator(const BackendOperator<Params>& found, DLDevice device, const char* op,
                  const Params& params, Stream stream, void (*check_values)(const Params&)) {
   if (IsHost(device)) check_values(params);
-  if (const char* failure = found.run(params, stream)) {
+  if (const char* failure = found.run(params, device, stream)) {
     throw Error(ErrorKind::kRuntimeError, std::string(op) + ": " + failure);
   }
 }

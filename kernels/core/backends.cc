@@ -116,18 +116,4 @@ std::vector<BackendInfo> Backends() {
 
 const char* Version() { return SELECT_ATTN_VERSION; }
 
-const char* Error::KindName() const {
-  switch (kind_) {
-    case ErrorKind::kTypeError:
-      return "TypeError";
-    case ErrorKind::kValueError:
-      return "ValueError";
-    case ErrorKind::kNotImplementedError:
-      return "NotImplementedError";
-    case ErrorKind::kRuntimeError:
-      return "RuntimeError";
-  }
-  return "RuntimeError";
-}
-
 }  // namespace select_attn

@@ -19,6 +19,13 @@ SELECT_ATTN_HOST_DEVICE inline int64_t NumKvBlocks(int64_t seq_len, int64_t bloc
   return seq_len / block_size + (seq_len % block_size != 0 ? 1 : 0);
 }
 
+// Valid tokens of KV block j of request b: the last block of a request may be partial.
+template <typename Params>
+SELECT_ATTN_HOST_DEVICE int64_t NumTokens(const Params& p, int64_t b, int64_t j) {
+  const int64_t left = p.seq_lens[b] - j * p.block_size;
+  return left < p.block_size ? left : p.block_size;
+}
+
 struct BlockRange {
   int64_t begin;
   int64_t end;

@@ -11,10 +11,6 @@ namespace {
 
 constexpr char kName[] = "quest_block_select_paged";
 
-[[noreturn]] void ThrowValueError(const std::string& text) {
-  throw Error(ErrorKind::kValueError, text);
-}
-
 QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxblocks,
                                   const DLTensor& minblocks, const DLTensor& metadata_block_tables,
                                   const DLTensor& seq_lens, const DLTensor& selected_indices,
@@ -93,8 +89,8 @@ QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxbloc
 }
 
 int64_t WorkspaceSize(const BackendOperator<QuestBlockSelectPagedParams>& op,
-                      const QuestBlockSelectPagedParams& params) {
-  return op.workspace_size == nullptr ? 0 : op.workspace_size(params);
+                      const QuestBlockSelectPagedParams& params, DLDevice device) {
+  return op.workspace_size == nullptr ? 0 : op.workspace_size(params, device);
 }
 
 void CheckValues(const QuestBlockSelectPagedParams& p) {
@@ -131,7 +127,7 @@ void QuestBlockSelectPaged(const DLTensor& query, const DLTensor& maxblocks,
       query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices, options);
   const auto& op =
       OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params);
-  const int64_t needed = WorkspaceSize(op, params);
+  const int64_t needed = WorkspaceSize(op, params, query.device);
   if (params.workspace_bytes < needed) {
     ThrowValueError("workspace must have at least " + std::to_string(needed) + " bytes, got " +
                     std::to_string(params.workspace_bytes));
@@ -148,7 +144,8 @@ int64_t QuestBlockSelectPagedWorkspaceSize(const DLTensor& query, const DLTensor
   const QuestBlockSelectPagedParams params = Check(
       query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices, options);
   return WorkspaceSize(
-      OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params), params);
+      OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params), params,
+      query.device);
 }
 
 }  // namespace select_attn

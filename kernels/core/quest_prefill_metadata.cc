@@ -37,9 +37,9 @@ QuestPrefillMetadataParams Check(const DLTensor& k_cache, const DLTensor& block_
       {"metadata_seq_lens", metadata_seq_lens, ElementType::kInt32, {Dim::kBatch}},
   });
   if (Data(maxblocks) == Data(minblocks) && extents[Dim::kMetadataBlocks] > 0) {
-    throw Error(ErrorKind::kValueError,
-                "maxblocks and minblocks are written and must not share memory, got the same "
-                "address for both");
+    ThrowValueError(
+        "maxblocks and minblocks are written and must not share memory, got the same address for "
+        "both");
   }
   return {
       /*batch=*/extents[Dim::kBatch],

@@ -1,5 +1,6 @@
 #include "select_attn_ops/selected_block_tables.h"
 
+#include <limits>
 #include <string>
 
 #include "core/arguments.h"
@@ -25,8 +26,7 @@ SelectedBlockTablesParams Check(const DLTensor& selected_indices, const DLTensor
       {"lens_out", &lens, ElementType::kInt32, {Dim::kBatch, Dim::kKvHeads}, Access::kWrite},
   });
   if (block_size < 1) {
-    throw Error(ErrorKind::kValueError,
-                "block_size must be at least 1, got " + std::to_string(block_size));
+    ThrowValueError("block_size must be at least 1, got " + std::to_string(block_size));
   }
   return {
       /*batch=*/extents[Dim::kBatch],
@@ -50,15 +50,22 @@ void CheckRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n, int64_t 
   const int32_t* selected =
       p.selected_indices + b * p.selected_indices_strides[0] + n * p.selected_indices_strides[1];
   const int32_t* table = p.block_tables + b * p.block_tables_stride;
+  const std::string place = "[" + std::to_string(b) + ", " + std::to_string(n);
+  int64_t num_tokens = 0;
   for (int64_t i = 0; i < p.k; ++i) {
     const int64_t j = selected[i];
     if (j < -1 || j >= num_blocks) {
-      throw Error(ErrorKind::kValueError,
-                  "selected_indices[" + std::to_string(b) + ", " + std::to_string(n) + ", " +
-                      std::to_string(i) + "] must be -1 or in [0, " + std::to_string(num_blocks) +
+      ThrowValueError("selected_indices" + place + ", " + std::to_string(i) +
+                      "] must be -1 or in [0, " + std::to_string(num_blocks) +
                       "), the request's blocks, got " + std::to_string(j));
     }
-    if (j >= 0 && table[j] < 0) ThrowBadValue("block_tables", b, j, "at least 0", table[j]);
+    if (j < 0) continue;
+    if (table[j] < 0) ThrowBadValue("block_tables", b, j, "at least 0", table[j]);
+    num_tokens += NumTokens(p, b, j);
+  }
+  if (num_tokens > std::numeric_limits<int32_t>::max()) {
+    ThrowValueError("selected_indices" + place + "] must hold fewer than 2^31 tokens, got " +
+                    std::to_string(num_tokens));
   }
 }
 

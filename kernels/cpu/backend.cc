@@ -18,7 +18,7 @@ const char* Keep(std::string text) {
 
 // A kernel fails only by running out of memory.
 template <typename Params, void (*kKernel)(const Params&)>
-const char* Run(const Params& params, Stream /*stream*/) {
+const char* Run(const Params& params, DLDevice /*device*/, Stream /*stream*/) {
   try {
     kKernel(params);
     return nullptr;

@@ -118,13 +118,15 @@ class ThreadPool {
   bool TryRun(Job& job, int64_t num_helpers) {
     const std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
+    int64_t wanted = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       StartThreads(num_helpers);
       job_ = &job;
-      wanted_ = std::min(num_helpers, num_threads_);
+      wanted_ = wanted = std::min(num_helpers, num_threads_);
     }
-    wake_.notify_all();
+    // Not all of them: a pool may have far more threads than a short job wants.
+    for (int64_t i = 0; i < wanted; ++i) wake_.notify_one();
     job.Work();
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;  // a thread that has not woken by now is not waited for

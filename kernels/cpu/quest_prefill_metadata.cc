@@ -151,7 +151,7 @@ class MetadataPass {
   void ReduceBlock(int64_t b, int64_t j, Accumulators& accumulators) const {
     const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
     const Bits* keys = static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
-    const int64_t num_tokens = std::min(p_.block_size, p_.seq_lens[b] - j * p_.block_size);
+    const int64_t num_tokens = NumTokens(p_, b, j);
     accumulators.Reset();
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
 
@@ -20,7 +21,7 @@ void WriteRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n) {
   std::sort(out, end);
   int64_t num_tokens = 0;
   for (int32_t* slot = out; slot != end; ++slot) {
-    num_tokens += std::min(p.block_size, p.seq_lens[b] - *slot * p.block_size);
+    num_tokens += NumTokens(p, b, *slot);
     *slot = table[*slot];
   }
   std::fill(end, out + p.k, -1);

@@ -13,7 +13,7 @@ import tvm_ffi
 torch: Any
 try:
     import torch
-except ImportError:
+except (ImportError, OSError):  # absent, or unable to load its own libraries
     torch = None
 
 # tvm-ffi knows ValueError and TypeError; any kind it does not know becomes a RuntimeError.
@@ -60,6 +60,14 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
 
 
+def extents(name: str, tensor: Any) -> tuple[int, ...]:
+    """Shape of a tensor that a new output is to be made from."""
+    check_tensor(name, tensor)
+    if not hasattr(tensor, "shape"):
+        raise TypeError(f"{name} of type {type(tensor).__name__} has no shape: pass the output")
+    return tuple(tensor.shape)
+
+
 def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
     """A tensor argument as the library takes it, or an error that names it."""
     check_tensor(name, tensor)
@@ -68,14 +76,17 @@ def argument(name: str, tensor: Any, *, written: bool = False) -> Any:
             raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
         if tensor.is_quantized:
             raise TypeError(f"{name} must be of an unquantized type, got {tensor.dtype}")
+        if written and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} is written and must not require grad")
         if tensor.is_neg():
             raise ValueError(
                 f"{name} must hold its values, got a view that torch negates lazily: "
                 "call resolve_neg()"
             )
     if is_numpy(tensor):
-        if tensor.dtype.kind not in "iuf" or not tensor.dtype.isnative:
-            raise TypeError(f"{name} must be of a native integer or float type, got {tensor.dtype}")
+        dtype = tensor.dtype
+        if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
+            raise TypeError(f"{name} must be of a native integer or float type, got {dtype}")
         if not tensor.flags.writeable:
             if written:
                 raise ValueError(f"{name} is written and must not be read-only")
@@ -90,12 +101,20 @@ def optional_argument(name: str, tensor: Any, *, written: bool = False) -> Any:
 
 def integer(name: str, value: Any) -> int:
     try:
-        number = operator.index(value)
+        # torch.compile traces ints as symbols, which an index would turn into constants.
+        number = value if isinstance(value, int) else operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} must be a 64-bit integer, got {number}")
     return number
+
+
+def mark_written(*tensors: Any) -> None:
+    """Tell torch's autograd that the library has changed tensors behind its back."""
+    for tensor in tensors:
+        if is_torch(tensor) and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
 
 
 def is_on_cpu(tensor: Any) -> bool:
@@ -107,12 +126,17 @@ def is_on_cpu(tensor: Any) -> bool:
 def new_int32(shape: tuple[int, ...], like: Any) -> Any:
     """An int32 tensor to be written, on the device of `like`; see `in_kind_of`."""
     if is_torch(like):
+        # Dense, and fake where `like` is: a wrong layout is for `argument` to report.
+        if type(like) is torch.Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=like.device)
         return like.new_empty(shape, dtype=torch.int32, requires_grad=False)
-    import numpy
-
-    if is_on_cpu(like):
-        return numpy.empty(shape, dtype=numpy.int32)
+    if is_numpy(like):
+        return sys.modules["numpy"].empty(shape, dtype="int32")
     namespace = _namespace(like)
+    if is_on_cpu(like):
+        import numpy
+
+        return numpy.empty(shape, dtype=numpy.int32)
     return namespace.empty(shape, dtype=namespace.int32, device=like.device)
 
 

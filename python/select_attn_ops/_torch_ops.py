@@ -11,23 +11,34 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ._library import torch
+from ._library import is_torch, torch
 
 
 def takes_over(tensors: tuple[Any, ...]) -> bool:
     """Whether a call with these arguments must go through torch's dispatcher."""
-    if torch is None:
+    # First, because what follows is the process's state: another thread's torch.compile must not
+    # take a call that has nothing to do with torch.
+    if not any(is_torch(tensor) for tensor in tensors):
         return False
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_traced():
         return True
     for tensor in tensors:
         kind = type(tensor)
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             if tensor.is_meta:
                 return True
-        elif isinstance(tensor, torch.Tensor):
+        elif is_torch(tensor):
             return True
     return False
+
+
+def _is_traced() -> bool:
+    """Whether anything but the eager kernels wants to see the call: make_fx, jit, functorch."""
+    return bool(
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -45,14 +56,14 @@ def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
     Callable
         What to call where `takes_over` says so.
     """
-    if torch is None:
+    if torch is None or not hasattr(torch.library, "custom_op"):  # before torch 2.4
         return function
-    name, arguments = schema.split("(", 1)
+    op_name, arguments = schema.split("(", 1)
     written = re.findall(r"!\)\??\s+(\w+)", arguments)
     parameters = inspect.signature(function).parameters.values()
     names = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
     op = torch.library.custom_op(
-        f"select_attn_ops::{name}", function, mutates_args=written, schema="(" + arguments
+        f"select_attn_ops::{op_name}", function, mutates_args=written, schema="(" + arguments
     )
 
     # The results are arguments, so there is nothing to infer; but without memory nobody else looks.

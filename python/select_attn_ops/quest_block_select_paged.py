@@ -8,10 +8,11 @@ from . import _torch_ops
 from ._library import (
     LIB,
     argument,
-    check_tensor,
+    extents,
     in_kind_of,
     integer,
     is_on_cpu,
+    mark_written,
     new_int32,
     optional_argument,
     stream_handle,
@@ -151,10 +152,9 @@ def quest_block_select_paged(
         k = integer("k", k)
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        check_tensor("query", query)
-        check_tensor("maxblocks", maxblocks)
         # Slices, because a wrong rank is for the library to report, in its own words.
-        out = new = new_int32((*query.shape[:1], *maxblocks.shape[2:3], k), query)
+        shape = (*extents("query", query)[:1], *extents("maxblocks", maxblocks)[2:3], k)
+        out = new = new_int32(shape, query)
     _select(
         (query, maxblocks, minblocks, metadata_block_tables, seq_lens, out),
         tokens_since_metadata_update,
@@ -345,7 +345,7 @@ def _select(
         workspace,
         stream,
     )
-    if _torch_ops.takes_over(tensors):
+    if _torch_ops.takes_over((*tensors, metadata_seq_lens, workspace)):
         _compiled(*arguments)
     else:
         _run(*arguments, out_name=out_name)
@@ -384,6 +384,7 @@ def _run(
         optional_argument("workspace", workspace, written=True),
         stream_handle(query, stream),
     )
+    mark_written(out)
 
 
 def _new_workspace(query: Any, tensors: tuple[Any, ...], block_size: int | None) -> Any:
@@ -400,7 +401,7 @@ def _new_workspace(query: Any, tensors: tuple[Any, ...], block_size: int | None)
 _compiled = _torch_ops.register(
     "quest_block_select_paged(Tensor query, Tensor maxblocks, Tensor minblocks, "
     "Tensor metadata_block_tables, Tensor seq_lens, Tensor(a!) out, "
-    "int tokens_since_metadata_update, Tensor? metadata_seq_lens, int? block_size, "
+    "SymInt tokens_since_metadata_update, Tensor? metadata_seq_lens, SymInt? block_size, "
     "Tensor(b!)? workspace, int? stream) -> ()",
     _run,
 )

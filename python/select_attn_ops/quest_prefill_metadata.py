@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _torch_ops
-from ._library import LIB, argument, optional_argument, stream_handle
+from ._library import LIB, argument, mark_written, optional_argument, stream_handle
 
 
 def quest_prefill_metadata(
@@ -106,7 +106,7 @@ def quest_prefill_metadata(
     array([-1.,  5.], dtype=float32)
     """
     tensors = (k_cache, block_tables, seq_lens, metadata_block_tables, maxblocks, minblocks)
-    run = _compiled if _torch_ops.takes_over(tensors) else _run
+    run = _compiled if _torch_ops.takes_over((*tensors, metadata_seq_lens)) else _run
     run(*tensors, metadata_seq_lens, stream)
 
 
@@ -130,6 +130,7 @@ def _run(
         optional_argument("metadata_seq_lens", metadata_seq_lens),
         stream_handle(k_cache, stream),
     )
+    mark_written(maxblocks, minblocks)
 
 
 _compiled = _torch_ops.register(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from . import _torch_ops
-from ._library import LIB, argument, check_tensor, in_kind_of, integer, new_int32, stream_handle
+from ._library import (
+    LIB,
+    argument,
+    extents,
+    in_kind_of,
+    integer,
+    mark_written,
+    new_int32,
+    stream_handle,
+)
 
 
 def selected_block_tables(
@@ -86,11 +95,11 @@ def selected_block_tables(
     >>> lens  # 16 of block 0, 8 of block 2
     array([[24]], dtype=int32)
     """
-    check_tensor("selected_indices", selected_indices)
-    tables = new_int32(tuple(selected_indices.shape), selected_indices) if out is None else out
-    lens = lens_out
+    tables, lens = out, lens_out
+    if tables is None:
+        tables = new_int32(extents("selected_indices", selected_indices), selected_indices)
     if lens is None:
-        lens = new_int32(tuple(selected_indices.shape[:2]), selected_indices)
+        lens = new_int32(extents("selected_indices", selected_indices)[:2], selected_indices)
     tensors = (selected_indices, block_tables, seq_lens, tables, lens)
     run = _compiled if _torch_ops.takes_over(tensors) else _run
     run(
@@ -126,10 +135,11 @@ def _run(
         argument("lens_out", lens_out, written=True),
         stream_handle(selected_indices, stream),
     )
+    mark_written(out, lens_out)
 
 
 _compiled = _torch_ops.register(
     "selected_block_tables(Tensor selected_indices, Tensor block_tables, Tensor seq_lens, "
-    "int block_size, Tensor(a!) out, Tensor(b!) lens_out, int? stream) -> ()",
+    "SymInt block_size, Tensor(a!) out, Tensor(b!) lens_out, int? stream) -> ()",
     _run,
 )

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <limits>
 
 #include "test_tensor.h"
@@ -24,6 +25,7 @@ class ArgumentsTest : public testing::Test {
     blocks.dtype = blocks_type_;
     DLTensor table = table_.View(device_);
     table.dtype = table_type_;
+    if (table_data_) table.data = table_data_();
     try {
       const ArgumentChecker checker({
           {"query", &query, ElementType::kFloat, {Dim::kBatch, Dim::kHeads, Dim::kHeadDim}},
@@ -51,6 +53,7 @@ class ArgumentsTest : public testing::Test {
   DLDevice device_ = {kDLCPU, 0};
   DLDevice blocks_device_ = {kDLCPU, 0};
   uint64_t byte_offset_ = 0;
+  std::function<char*()> table_data_;
 };
 
 TEST_F(ArgumentsTest, AcceptsWhatFits) { EXPECT_EQ(Check(), ""); }
@@ -128,6 +131,31 @@ TEST_F(ArgumentsTest, FindsOverlapOfOutputs) {
   blocks_.strides() = {0, 16, 8, 1};
   blocks_.shape()[0] = 1;  // the stride of an extent of 1 means nothing
   EXPECT_EQ(Check(), "");
+}
+
+TEST_F(ArgumentsTest, KeepsWhatIsWrittenApartFromTables) {
+  table_data_ = [this] { return blocks_.data<char>() + 4 * (5 * 3 * 2 * 8 - 1); };
+  EXPECT_EQ(Check(),
+            "ValueError: blocks is written and must not share memory with table, got overlapping "
+            "addresses");
+  table_data_ = [this] { return blocks_.data<char>() + 4 * (5 * 3 * 2 * 8); };
+  EXPECT_EQ(Check(), "");  // just behind
+}
+
+TEST_F(ArgumentsTest, WantsMemoryUnlessThereIsNothingInIt) {
+  table_data_ = [] { return nullptr; };
+  EXPECT_EQ(Check(), "ValueError: table must have memory, got a null address for shape [2, 6]");
+  table_.shape()[1] = 0;
+  EXPECT_EQ(Check(), "");
+  table_.strides() = {0, 0};  // as NumPy has it
+  EXPECT_EQ(Check(), "");
+}
+
+TEST_F(ArgumentsTest, RefusesSizesThatOverflow) {
+  blocks_.shape() = {int64_t{1} << 31, int64_t{1} << 31, 2, 8};
+  EXPECT_EQ(Check(),
+            "ValueError: blocks must have at most 2^56 elements, got [2147483648, 2147483648, 2, "
+            "8]");
 }
 
 TEST(StrideTest, TensorsWithoutStridesAreRowMajor) {

@@ -7,14 +7,17 @@ namespace {
 
 const char* Description() { return "a fake"; }
 
-const char* Unsupported(const QuestBlockSelectPagedParams& p) {
+const char* Unsupported(const QuestBlockSelectPagedParams& p, DLDevice /*device*/) {
   return p.head_dim > 8 ? "head_dim must be at most 8 on this device" : nullptr;
 }
 
-int64_t WorkspaceSize(const QuestBlockSelectPagedParams& p) { return p.batch * 100; }
+int64_t WorkspaceSize(const QuestBlockSelectPagedParams& p, DLDevice /*device*/) {
+  return p.batch * 100;
+}
 
-// Reports what it was given through k, so that the test sees Params and stream arrive.
-const char* Select(const QuestBlockSelectPagedParams& p, Stream stream) {
+// Succeeds only if Params, device and stream arrive.
+const char* Select(const QuestBlockSelectPagedParams& p, DLDevice device, Stream stream) {
+  if (device.device_type != kDLExtDev || device.device_id != 1) return "the device is gone";
   if (stream != reinterpret_cast<Stream>(uintptr_t{42})) return "the stream is gone";
   if (p.workspace_bytes < 100 || p.workspace == nullptr) return "the workspace is gone";
   return p.k == 3 ? "error 507: the chip is on fire" : nullptr;

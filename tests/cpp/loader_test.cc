@@ -57,9 +57,11 @@ TEST_F(LoaderTest, NamesOperatorAndDeviceWhereTheBackendLacksIt) {
   TestTensor lens(kInt32, {1});
   TestTensor tables(kInt32, {1, 1});
   TestTensor selected(kInt32, {1, 1, 1});
+  TestTensor out(kInt32, {1, 1, 1});
+  TestTensor lens_out(kInt32, {1, 1});
   try {
-    SelectedBlockTables(selected.View(kNpu), tables.View(kNpu), lens.View(kNpu), 16,
-                        selected.View(kNpu), tables.View(kNpu));
+    SelectedBlockTables(selected.View(kNpu), tables.View(kNpu), lens.View(kNpu), 16, out.View(kNpu),
+                        lens_out.View(kNpu));
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kNotImplementedError);
