@@ -250,7 +250,8 @@ def test_empty_batch(data: Data, empty: Callable[..., Any]) -> None:
 def test_shifted_overlap_is_refused() -> None:
     """Else one row's physical blocks would become another row's block numbers."""
     buffer = torch.zeros(5, 1, 4, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"^out is written and must not share memory with selected"):
+    message = r"^out is written and must not share memory with selected_indices, got overlapping"
+    with pytest.raises(ValueError, match=message):
         selected_block_tables(
             buffer[:4],
             torch.full((4, 1), 2**30, dtype=torch.int32),
