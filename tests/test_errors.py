@@ -416,7 +416,8 @@ def test_quantized(entry: str, argument: str) -> None:
         arguments[argument] = torch.quantize_per_tensor(
             arguments[argument].float(), 0.5, 0, torch.qint8
         )
-    with pytest.raises(TypeError, match=rf"^{argument} must be .*, got .*qint8"):
+    message = f"{argument} must be of an unquantized type, got torch.qint8"
+    with pytest.raises(TypeError, match=f"^{message}$"):
         ENTRIES[entry].function(**arguments)
 
 
@@ -459,7 +460,11 @@ def test_device_mix_with_meta(entry: str, argument: str) -> None:
     arguments = ENTRIES[entry].arguments()
     arguments[argument] = arguments[argument].to("meta")
     before = snapshot(arguments)
-    with pytest.raises(ValueError, match=r"^[a-z_ ()]+ must be on \w+ like \w+, got \w+$"):
+    first, second = list(DIMS[operator_of(entry)])[:2]
+    message = f"{argument} must be on cpu like {first}, got meta"
+    if argument == first:
+        message = f"{second} must be on meta like {first}, got cpu"
+    with pytest.raises(ValueError, match=f"^{message}$"):
         ENTRIES[entry].function(**arguments)
     assert snapshot(arguments) == before
 
@@ -780,6 +785,11 @@ SELECT_SHAPES: dict[str, Line] = {
         {"seq_lens": resized(3)},
         ValueError,
         "seq_lens must be [2], got [3]",
+    ),
+    "elements_beyond_64_bits_of_bytes": (
+        {"query": lambda tensor: tensor[:, :1].expand(2, 2**56, 8)},
+        ValueError,
+        "query must have at most 2^56 elements, got [2, 72057594037927936, 8]",
     ),
     "no_query_head": (
         {"query": resized(2, 0, 8)},
@@ -1131,6 +1141,15 @@ TABLES: dict[str, Line] = {
         ValueError,
         "block_tables[1, 1] must be at least 0, got -2147483648",
     ),
+    "more_tokens_than_an_int32": (
+        {
+            "selected_indices": value(int32([[[0, -1, -1], [0, -1, -1]], [[-1] * 3, [0, -1, 0]]])),
+            "block_size": value(2**30),
+            "seq_lens": value(int32([2**30, 2**30])),
+        },
+        ValueError,
+        "selected_indices[1, 1] must hold fewer than 2^31 tokens, got 2147483648",
+    ),
     "stream": ({"stream": value("fast")}, TypeError, "stream must be an integer, got str"),
 }
 
@@ -1188,7 +1207,7 @@ def test_integer_beyond_64_bits(name: str, number: int) -> None:
     entry, argument = HUGE[name]
     arguments = {**ENTRIES[entry].arguments(), argument: number}
     before = snapshot(arguments)
-    with pytest.raises(ValueError, match=rf"^{argument} must be .*, got {number}$"):
+    with pytest.raises(ValueError, match=f"^{argument} must be a 64-bit integer, got {number}$"):
         ENTRIES[entry].function(**arguments)
     assert snapshot(arguments) == before
 
@@ -1320,22 +1339,93 @@ def test_tensor_without_memory(entry: str, argument: str) -> None:
     text = _CALL_WITHOUT_MEMORY.format(path=sys.path, entry=entry, argument=argument)
     result = run_python(text)
     assert result.returncode == 0, f"the process died with {result.returncode}"
-    assert re.match(rf"{re.escape(named(entry, argument))} must .*", result.stdout)
+    shape = list(ENTRIES[entry].arguments()[argument].shape)
+    message = f"{named(entry, argument)} must have memory, got a null address for shape {shape}"
+    assert result.stdout.splitlines() == [message]
 
 
-def test_negative_bit() -> None:
+@pytest.mark.parametrize(
+    ("entry", "argument"), [("prefill", "k_cache"), ("out", "query"), ("tables", "out")]
+)
+def test_negative_bit(entry: str, argument: str) -> None:
     """torch negates such views lazily: their memory holds other values than they do."""
-    arguments = {**select_arguments(), "out": poison(2, 2, 3)}
-    arguments["query"] = torch._neg_view(arguments["query"])
+    message = (
+        f"{argument} must hold its values, got a view that torch negates lazily: call resolve_neg()"
+    )
+    expect(entry, ({argument: torch._neg_view}, ValueError, message))
+
+
+@pytest.mark.parametrize("argument", ["maxblocks", "minblocks"])
+def test_output_requires_grad(argument: str) -> None:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.requires_grad_()
+
+    message = f"{argument} is written and must not require grad"
+    expect("prefill", ({argument: change}, ValueError, message))
+
+
+class Shapeless:
+    """What speaks DLPack need not have a shape of its own."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+
+@pytest.mark.parametrize(
+    ("entry", "argument"), [("k", "query"), ("k", "maxblocks"), ("tables", "selected_indices")]
+)
+def test_no_shape_to_make_a_result_of(entry: str, argument: str) -> None:
+    message = f"{argument} of type Shapeless has no shape: pass the output"
+    changes = {argument: Shapeless}
+    if entry == "tables":
+        changes["out"] = value(None)
+    expect(entry, (changes, TypeError, message))
+
+
+def sharing() -> Iterator[tuple[str, str, str]]:
+    """Yield every output with every argument that it must not share memory with."""
+    for entry in ("prefill", "known", "in_out_w", "tables"):
+        arguments = {n: held for n, held in ENTRIES[entry].arguments().items() if is_tensor(held)}
+        written = [name for name in arguments if name in WRITTEN[operator_of(entry)]]
+        if operator_of(entry) == "select":
+            written = [name for name in (output_of(entry), "workspace") if name in arguments]
+        for i, output in enumerate(written):
+            for other in arguments:
+                floats_both = arguments[output].is_floating_point() and (
+                    arguments[other].is_floating_point()
+                )
+                # Of two outputs, the first one is reported.
+                if other not in written[: i + 1] and not floats_both:
+                    yield entry, output, other
+
+
+@pytest.mark.parametrize(("entry", "output", "other"), list(sharing()))
+def test_output_shares_memory(entry: str, output: str, other: str) -> None:
+    """One element in common is one too many; none is none."""
+    arguments = ENTRIES[entry].arguments()
+    written, read = arguments[output], arguments[other]
+    size = max(written.element_size(), read.element_size())
+    buffer = torch.zeros(written.nbytes + read.nbytes + 64, dtype=torch.uint8)
+
+    def at(start: int, tensor: torch.Tensor) -> torch.Tensor:
+        view = buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return view.copy_(tensor)
+
+    start = -(-read.nbytes // size) * size
+    arguments[output] = at(start - size, written)
+    arguments[other] = at(0, read)
     before = snapshot(arguments)
-    try:
-        quest_block_select_paged(**arguments)
-    except (TypeError, ValueError):
-        assert snapshot(arguments) == before
-        return
-    plain = {**arguments, "query": arguments["query"].resolve_neg(), "out": poison(2, 2, 3)}
-    quest_block_select_paged(**plain)
-    assert torch.equal(arguments["out"], plain["out"]), "the memory was read as it lies"
+    message = (
+        f"{named(entry, output)} is written and must not share memory with {named(entry, other)}, "
+        "got overlapping addresses"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ENTRIES[entry].function(**arguments)
+    assert snapshot(arguments) == before
+
+    arguments[other], arguments[output] = at(0, read), at(start, written)
+    ENTRIES[entry].function(**arguments)
 
 
 # What is no error.

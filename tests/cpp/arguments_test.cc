@@ -134,11 +134,11 @@ TEST_F(ArgumentsTest, FindsOverlapOfOutputs) {
 }
 
 TEST_F(ArgumentsTest, KeepsWhatIsWrittenApartFromTables) {
-  table_data_ = [this] { return blocks_.data<char>() + 4 * (5 * 3 * 2 * 8 - 1); };
+  table_data_ = [this] { return blocks_.data<char>() + blocks_.bytes().size() - 1; };
   EXPECT_EQ(Check(),
             "ValueError: blocks is written and must not share memory with table, got overlapping "
             "addresses");
-  table_data_ = [this] { return blocks_.data<char>() + 4 * (5 * 3 * 2 * 8); };
+  table_data_ = [this] { return blocks_.data<char>() + blocks_.bytes().size(); };
   EXPECT_EQ(Check(), "");  // just behind
 }
 
