@@ -134,7 +134,7 @@ TEST_F(ArgumentsTest, FindsOverlapOfOutputs) {
 }
 
 TEST_F(ArgumentsTest, KeepsWhatIsWrittenApartFromTables) {
-  table_data_ = [this] { return blocks_.data<char>() + blocks_.bytes().size() - 1; };
+  table_data_ = [this] { return blocks_.data<char>() + blocks_.bytes().size() - 4; };
   EXPECT_EQ(Check(),
             "ValueError: blocks is written and must not share memory with table, got overlapping "
             "addresses");
