@@ -39,6 +39,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         pytest.skip(str(error))
 
 
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """Run the references, whose tensors are small, without a team that spins between them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Turn what a device backend says it does not have into a skip; the CPU has no limits."""

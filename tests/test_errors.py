@@ -167,7 +167,11 @@ def on(*device: int) -> Change:
 
 
 def numpy_of(dtype: Any) -> Change:
-    return lambda tensor: tensor.numpy().astype(dtype)
+    def change(tensor: torch.Tensor) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return tensor.numpy().astype(dtype)
+
+    return change
 
 
 def every_second(tensor: torch.Tensor) -> torch.Tensor:
@@ -395,6 +399,7 @@ def test_numpy_dtype(entry: str, argument: str, dtype: Any) -> None:
 
 
 @everywhere
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 @pytest.mark.parametrize("layout", ["coo", "csr"])
 def test_sparse(entry: str, argument: str, layout: str) -> None:
     def change(tensor: torch.Tensor) -> torch.Tensor:
@@ -815,7 +820,7 @@ SELECT_SHAPES: dict[str, Line] = {
         {"maxblocks": resized(4, 1, 2, 8), "minblocks": resized(4, 1, 2, 8)},
         ValueError,
         "block_size must be given where metadata blocks have one row, got none for maxblocks of "
-        "R == 1",
+        "R == 1 (quest_block_select_paged takes one)",
     ),
 }
 SELECT_BATCH: dict[str, Line] = {

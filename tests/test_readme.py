@@ -20,7 +20,7 @@ RUN_BY_CI = {
     "make lint": (".ci/run", "make lint"),
     "make sanitize": (".ci/run", "make sanitize"),
     "make test": (".ci/run", "make test"),
-    "pip install .": ("scripts/build_kernels.sh", '-m pip install "$root"'),
+    "pip install . numpy": ("scripts/build_kernels.sh", '-m pip install "$root"'),
     "pip install -r requirements.txt": ("Makefile", "-r requirements.txt"),
     "bash scripts/build_kernels.sh": ("Makefile", "bash scripts/build_kernels.sh"),
     "source scripts/init_cann.sh Ascend910B4": ("tests/test_scripts.py", "init_cann.sh"),

@@ -40,14 +40,14 @@ class Benchmark:
         # The last caches of servers are large; what is rotated through is printed per case.
         self.rotate_bytes = (128 if self.quick else 1024) * _MIB
         self.device = device_or_exit(options.device)
-        self.ceiling = self._read_ceiling()
+        self.dot_rate = self._dot_rate()
         print(
             f"device {_device_text(self.device)} | threads {select_attn_ops.get_num_threads()} "
             f"(torch {torch.get_num_threads()}) | torch {torch.__version__} | select_attn_ops "
             f"{select_attn_ops.__version__} | commit {_commit()}"
         )
         print(
-            f"read ceiling {self.ceiling / 1e9:.1f} GB/s (torch.dot); medians of interleaved "
+            f"torch.dot reads {self.dot_rate / 1e9:.1f} GB/s; medians of interleaved "
             "rounds; GB/s of what must be read and written"
         )
 
@@ -83,7 +83,7 @@ class Benchmark:
         short = next(key for key, value in _DTYPE_NAMES.items() if value == dtype)
         print(
             f"{name} ({shape}, {short}): {seconds * 1e6:.1f} us | {rate / 1e9:.2f} GB/s "
-            f"({rate / self.ceiling:.0%} of read ceiling) | {reference_seconds / seconds:.1f}x "
+            f"({rate / self.dot_rate:.0%} of torch.dot) | {reference_seconds / seconds:.1f}x "
             f"torch reference | {rotations} inputs, {rotations * bytes_per_call / _MIB:.0f} MiB",
             flush=True,
         )
@@ -122,7 +122,7 @@ class Benchmark:
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
 
-    def _read_ceiling(self) -> float:
+    def _dot_rate(self) -> float:
         """Return the bytes per second at which torch reads two long vectors."""
         # Ones, because pages of zeros may all be the same page.
         vectors = [

@@ -72,7 +72,7 @@ struct QuestPrefillMetadataParams {
 // Throws Error before anything is written:
 //   kTypeError            a dtype is not as listed
 //   kValueError           a rank, device, shape or layout is not as listed; an output overlaps
-//                         itself; on the CPU also: a length is negative or beyond what the tables
+//                         itself, a table or lengths; on the CPU also: a length is negative or beyond what the tables
 //                         hold, metadata_seq_lens[b] is not in [0, seq_lens[b]], or a table entry
 //                         that is read lies outside its pool (devices clamp or skip instead)
 //   kNotImplementedError  no backend for the device, or a limit of it

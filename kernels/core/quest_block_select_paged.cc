@@ -57,7 +57,7 @@ QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxbloc
   if (!options.block_size.has_value() && extents[Dim::kRows] == 1) {
     ThrowValueError(
         "block_size must be given where metadata blocks have one row, got none for maxblocks of "
-        "R == 1");
+        "R == 1 (quest_block_select_paged takes one)");
   }
   return {
       /*batch=*/extents[Dim::kBatch],

@@ -92,7 +92,8 @@ def quest_block_select_paged(
     ValueError
         If a rank, shape, layout or device is not as listed; if `H` is not a multiple of `N`;
         ``k < 1``; ``t < -1``; both `k` and `out`, or neither; both `tokens_since_metadata_update`
-        and `metadata_seq_lens`; no `block_size` where ``R == 1``; an `out` that overlaps itself;
+        and `metadata_seq_lens`; no `block_size` where ``R == 1``; an `out` that overlaps itself or
+        another argument;
         on the CPU also if a length is negative, ``metadata_seq_lens[b]`` is not in ``[0,
         seq_lens[b]]``, a block to be scored is beyond what the table holds, or a table entry that
         is read lies outside the pool. Devices cannot look: they clamp lengths and do not list a

@@ -54,7 +54,8 @@ def quest_prefill_metadata(
     TypeError
         If a dtype is not as listed, or an argument is not a tensor.
     ValueError
-        If a rank, shape, layout or device is not as listed; if an output overlaps itself; on the
+        If a rank, shape, layout or device is not as listed; if an output overlaps itself, a
+        table or lengths; on the
         CPU also if a length is negative or beyond what the tables hold, ``metadata_seq_lens[b]``
         is not in ``[0, seq_lens[b]]``, or a table entry that is read lies outside its pool.
         Devices cannot look: they clamp lengths, give a bad KV entry a zero row, and do not write

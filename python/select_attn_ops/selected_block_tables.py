@@ -66,8 +66,8 @@ def selected_block_tables(
         If a dtype is not int32, or an argument is not a tensor.
     ValueError
         If a rank, shape, layout or device is not as listed; ``block_size < 1``; an output
-        overlaps itself; on the CPU also if a length is negative or beyond what the table holds, a
-        number is below -1 or does not exist in its request, or a table entry that is read is
+        overlaps itself or another argument; on the CPU also if a length is negative or beyond
+        what the table holds, a number is below -1 or does not exist in its request, or a table entry that is read is
         negative. Devices cannot look: they leave such blocks out.
     NotImplementedError
         If there is no backend for the device, or a limit of it is exceeded.
