@@ -87,12 +87,11 @@ struct QuestBlockSelectPagedOptions {
 //   kTypeError            a dtype is not as listed
 //   kValueError           a rank, device, shape or layout is not as listed; H % N != 0; k < 1;
 //                         tokens_since_metadata_update < -1, or both it and metadata_seq_lens; no
-//                         block_size where R == 1; the output overlaps itself
-//                         or another argument; the workspace is too
-//                         small; on the CPU also: a length is negative, metadata_seq_lens[b] is not
-//                         in [0, seq_lens[b]], a block to be scored is beyond what the tables hold,
-//                         or a table entry that is read lies outside the pool (devices clamp or
-//                         skip instead)
+//                         block_size where R == 1; the output overlaps itself or another argument;
+//                         the workspace is too small; on the CPU also: a length is negative,
+//                         metadata_seq_lens[b] is not in [0, seq_lens[b]], a block to be scored is
+//                         beyond what the tables hold, or a table entry that is read lies outside
+//                         the pool (devices clamp or skip instead)
 //   kNotImplementedError  no backend for the device, or a limit of it
 //   kRuntimeError         the device failed, or memory ran out
 SELECT_ATTN_EXPORT void QuestBlockSelectPaged(const DLTensor& query, const DLTensor& maxblocks,

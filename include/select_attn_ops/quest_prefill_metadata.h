@@ -72,9 +72,10 @@ struct QuestPrefillMetadataParams {
 // Throws Error before anything is written:
 //   kTypeError            a dtype is not as listed
 //   kValueError           a rank, device, shape or layout is not as listed; an output overlaps
-//                         itself, a table or lengths; on the CPU also: a length is negative or beyond what the tables
-//                         hold, metadata_seq_lens[b] is not in [0, seq_lens[b]], or a table entry
-//                         that is read lies outside its pool (devices clamp or skip instead)
+//                         itself, a table or lengths; on the CPU also: a length is negative or
+//                         beyond what the tables hold, metadata_seq_lens[b] is not in [0,
+//                         seq_lens[b]], or a table entry that is read lies outside its pool
+//                         (devices clamp or skip instead)
 //   kNotImplementedError  no backend for the device, or a limit of it
 //   kRuntimeError         the device failed, or memory ran out
 SELECT_ATTN_EXPORT void QuestPrefillMetadata(const DLTensor& k_cache, const DLTensor& block_tables,

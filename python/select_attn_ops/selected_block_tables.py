@@ -67,8 +67,8 @@ def selected_block_tables(
     ValueError
         If a rank, shape, layout or device is not as listed; ``block_size < 1``; an output
         overlaps itself or another argument; on the CPU also if a length is negative or beyond
-        what the table holds, a number is below -1 or does not exist in its request, or a table entry that is read is
-        negative. Devices cannot look: they leave such blocks out.
+        what the table holds, a number is below -1 or does not exist in its request, or a table
+        entry that is read is negative. Devices cannot look: they leave such blocks out.
     NotImplementedError
         If there is no backend for the device, or a limit of it is exceeded.
     RuntimeError
