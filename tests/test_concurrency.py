@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -143,3 +145,82 @@ def test_number_of_threads() -> None:
     for count in (1, 2, 7):
         select_attn_ops.set_num_threads(count)
         assert np.array_equal(step(), expected)
+
+
+_WITH_TORCH = """
+import os
+import numpy as np
+import torch
+
+torch.set_num_threads(3)
+torch.ones(1 << 22).exp()  # starts torch's team
+query = torch.ones(2, 4, 64)
+metadata = torch.randn(512, 16, 4, 64)
+table = torch.arange(512, dtype=torch.int32).view(2, 256)
+seq_lens = torch.full((2,), 256 * 16 * 16, dtype=torch.int32)
+out = torch.empty(2, 4, 8, dtype=torch.int32)
+
+def select(num_threads):
+    import select_attn_ops
+    select_attn_ops.set_num_threads(num_threads)
+    out.fill_(-9)
+    select_attn_ops.quest_block_select_paged_in_out(
+        query, metadata, metadata, table, seq_lens, out
+    )
+    return out.numpy().copy()
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            status = 0 if work() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def run_with_torch(code: str, **variables: str) -> str:
+    """Run code after ``_WITH_TORCH`` in a process of its own and return what it prints."""
+    pytest.importorskip("torch")
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _WITH_TORCH + code],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=CHILD_SECONDS,
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads", "started"), [("", 3, 0), ("pool", 3, 2), ("", 2, 1)]
+)
+def test_threads_beside_torch(setting: str, threads: int, started: int) -> None:
+    """Torch's team does the work if it has the right size, and no thread is started."""
+    code = f"""
+import select_attn_ops
+expected = select(1)
+before = num_threads()
+assert np.array_equal(select({threads}), expected)
+print(num_threads() - before)
+"""
+    assert run_with_torch(code, SELECT_ATTN_PARALLEL=setting) == f"{started}\n"
+
+
+def test_child_forked_after_torch_before_the_first_call() -> None:
+    """Torch's team is not in the child, whose own import cannot know that it ever was."""
+    assert run_with_torch("print(in_child(lambda: (select(3) >= 0).all()))") == "0\n"
+
+
+def test_child_forked_after_calls_on_the_team_of_torch() -> None:
+    code = """
+expected = select(3)
+print(in_child(lambda: np.array_equal(select(3), expected)))
+assert np.array_equal(select(3), expected)
+"""
+    assert run_with_torch(code) == "0\n"

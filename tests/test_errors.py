@@ -1665,10 +1665,37 @@ def test_bad_simd_target_in_the_environment(text: str) -> None:
     assert result.stdout.splitlines() == [message] * 10, result.stderr
 
 
+def test_bad_parallel_setting_in_the_environment() -> None:
+    result = run_python(
+        """
+import numpy as np
+import select_attn_ops
+
+for _ in range(2):
+    try:
+        select_attn_ops.selected_block_tables(
+            np.zeros((0, 1, 1), np.int32), np.zeros((0, 0), np.int32), np.zeros(0, np.int32),
+            block_size=1,
+        )
+    except ValueError as error:
+        print(error)
+""",
+        SELECT_ATTN_PARALLEL="tbb",
+    )
+    message = "SELECT_ATTN_PARALLEL must be openmp or pool, got tbb"
+    assert result.stdout.splitlines() == [message] * 2, result.stderr
+
+
 def test_good_environment() -> None:
     for variables in (
         {"SELECT_ATTN_NUM_THREADS": "3", "SELECT_ATTN_SIMD_TARGET": runtime.simd_targets()[-1]},
-        {"SELECT_ATTN_NUM_THREADS": "", "SELECT_ATTN_SIMD_TARGET": ""},
+        {
+            "SELECT_ATTN_NUM_THREADS": "",
+            "SELECT_ATTN_SIMD_TARGET": "",
+            "SELECT_ATTN_PARALLEL": "",
+        },
+        {"SELECT_ATTN_PARALLEL": "pool"},
+        {"SELECT_ATTN_PARALLEL": "openmp"},
     ):
         result = run_python(_CALLS.format(threads=True), **variables)
         assert result.stdout.splitlines() == ["no error"] * 10, result.stderr

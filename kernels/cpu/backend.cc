@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "cpu/openmp.h"
 #include "select_attn_ops/runtime.h"
 
 namespace select_attn::cpu {
@@ -37,6 +38,7 @@ BackendTable MakeTable() {
   // Asked for here so that a wrong environment variable is reported by the first call.
   SimdTarget();
   NumThreads();
+  CheckParallelSetting();
   BackendTable table = {};
   table.version = BackendTable::kVersion;
   table.description = Description;

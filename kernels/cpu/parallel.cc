@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "cpu/openmp.h"
 #include "select_attn_ops/error.h"
 #include "select_attn_ops/runtime.h"
 
@@ -192,8 +193,14 @@ void ParallelForRanges(int64_t count, int64_t grain, RangeFunction function, voi
   if (count <= 0) return;
   Job job(count, grain, function, context);
   const int64_t num_ranges = (count - 1) / grain + 1;
-  const int64_t num_helpers = std::min(NumThreads(), num_ranges) - 1;
-  if (num_helpers == 0 || !Pool().TryRun(job, num_helpers)) job.Work();
+  const int64_t num_threads = NumThreads();
+  const auto work = [](void* shared) { static_cast<Job*>(shared)->Work(); };
+  if (num_threads == 1 || num_ranges == 1) {
+    job.Work();
+  } else if (!RunOnTorchTeam(num_threads, work, &job) &&
+             !Pool().TryRun(job, std::min(num_threads, num_ranges) - 1)) {
+    job.Work();
+  }
   job.RethrowException();
 }
 

@@ -15,9 +15,10 @@ using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 void ParallelForRanges(int64_t count, int64_t grain, RangeFunction function, void* context);
 
 // Calls fn(begin, end) on disjoint ranges of at most `grain` items that cover [0, count), on the
-// calling thread and on up to NumThreads() - 1 others, and returns when all calls have. Which
-// thread gets which range is left to chance, so fn's result must not depend on it. An exception out
-// of fn ends the work early and is thrown again here. Not to be nested.
+// calling thread and on up to NumThreads() - 1 others, of torch's OpenMP team (cpu/openmp.h) or
+// else of a pool, and returns when all calls have. Which thread gets which range is left to chance,
+// so fn's result must not depend on it. An exception out of fn ends the work early and is thrown
+// again here. Not to be nested.
 //
 // May be called from several threads at once, and in a forked child.
 template <typename F>
