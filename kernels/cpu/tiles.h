@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "select_attn_ops/runtime.h"
 
 namespace select_attn::cpu {
 
@@ -16,11 +17,17 @@ class Tiles {
  public:
   // Request b has the blocks [0, num_blocks(b)), of `block_bytes` bytes each.
   template <typename F>
-  Tiles(int64_t batch, int64_t block_bytes, F&& num_blocks)
-      : tile_(std::max<int64_t>(kTileBytes / block_bytes, 1)), first_(batch + 1, 0) {
+  Tiles(int64_t batch, int64_t block_bytes, F&& num_blocks) : first_(batch + 1, 0) {
+    int64_t total = 0;
     for (int64_t b = 0; b < batch; ++b) {
-      first_[b + 1] = first_[b] + (num_blocks(b) + tile_ - 1) / tile_;
       num_blocks_.push_back(num_blocks(b));
+      total += num_blocks_.back();
+    }
+    const int64_t shortest = std::max<int64_t>(kMinTileBytes / block_bytes, 1);
+    const int64_t longest = std::max<int64_t>(kMaxTileBytes / block_bytes, 1);
+    tile_ = std::clamp(total / (kTilesPerThread * NumThreads()), shortest, longest);
+    for (int64_t b = 0; b < batch; ++b) {
+      first_[b + 1] = first_[b] + (num_blocks_[b] + tile_ - 1) / tile_;
     }
   }
 
@@ -37,8 +44,11 @@ class Tiles {
   }
 
  private:
-  // Long enough to stream, short enough that a few dozen tiles balance the threads.
-  static constexpr int64_t kTileBytes = int64_t{64} << 10;
+  // As long as they can be, because every tile starts a stream that the hardware has to notice
+  // first, and short enough that the last ones to finish leave no thread idle for long.
+  static constexpr int64_t kMinTileBytes = int64_t{64} << 10;
+  static constexpr int64_t kMaxTileBytes = int64_t{1} << 20;
+  static constexpr int64_t kTilesPerThread = 16;
 
   int64_t tile_;                     // blocks per tile
   std::vector<int64_t> first_;       // [batch + 1], number of each request's first tile
