@@ -13,6 +13,7 @@ import select_attn_ops
 import torch
 from dlpack_tensors import ForeignTensor, NamespacedTensor
 from select_attn_ops import (
+    _torch_ops,
     quest_block_select_paged,
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
@@ -21,6 +22,7 @@ from select_attn_ops import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 BATCH, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K = 2, 8, 4, 32, 16, 3
 SINCE = "tokens_since_metadata_update"
@@ -165,6 +167,63 @@ def test_written_tensors_have_a_new_version(data: Data) -> None:
     data.prefill()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.backward()
+
+
+def call_with_every_output(data: Data) -> list[torch.Tensor]:
+    """Return the outputs of a call of every operator; the selections are all the same."""
+    arguments = data.select_arguments()
+    outs = [torch.zeros(BATCH, NUM_KV_HEADS, K, dtype=torch.int32) for _ in range(4)]
+    lens = torch.zeros(BATCH, NUM_KV_HEADS, dtype=torch.int32)
+    metadata = data.maxblocks.clone(), data.minblocks.clone()
+    replace(data, maxblocks=metadata[0], minblocks=metadata[1]).prefill()
+    quest_block_select_paged(*arguments, out=outs[0])
+    quest_block_select_paged_in_out(*arguments, outs[1])
+    quest_block_select_paged_in_out_w(*arguments, -1, outs[2])
+    selected_block_tables(
+        outs[0], data.block_tables, data.seq_lens, block_size=16, out=outs[3], lens_out=lens
+    )
+    return [*metadata, *outs, lens]
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.clone, torch.nn.Buffer, torch.nn.Parameter])
+@pytest.mark.parametrize("inference", [False, True])
+def test_usual_calls_go_straight_to_the_library(
+    data: Data, convert: Any, inference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = expected_selection(data)
+    data.query = convert(data.query)
+
+    def long_way(tensors: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(_torch_ops, "takes_over", long_way)
+    with torch.inference_mode(inference):
+        outputs = call_with_every_output(data)
+        assert all(out.tolist() == expected for out in outputs[2:5])
+        data.prefill(metadata_seq_lens=data.seq_lens - 20)
+        known = {"metadata_seq_lens": data.seq_lens, "block_size": BLOCK_SIZE, "stream": 0}
+        workspace = torch.zeros(64, dtype=torch.uint8)
+        quest_block_select_paged(*data.select_arguments(), K, **known, workspace=workspace)
+        selected_block_tables(outputs[2], data.block_tables, data.seq_lens, block_size=BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_a_call_is_one_new_version(
+    data: Data, straight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not straight:
+        monkeypatch.setattr(_torch_ops, "call_directly", lambda *_: False)
+    assert [out._version for out in call_with_every_output(data)] == [1] * 7
+
+
+def test_an_error_is_no_new_version_and_has_no_other_behind_it(data: Data) -> None:
+    out = torch.zeros(BATCH, NUM_KV_HEADS, K, dtype=torch.int32)
+    data.seq_lens[1] = -1
+    with pytest.raises(ValueError, match=r"^seq_lens\[1\] must be at least 0, got -1$") as caught:
+        quest_block_select_paged(*data.select_arguments(), out=out)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert out._version == 0
 
 
 def test_outputs_must_not_require_grad(data: Data) -> None:
@@ -341,6 +400,30 @@ def test_jit_trace_sees_the_operator(data: Data) -> None:
 
     traced = torch.jit.trace(step, torch.zeros_like(data.query))
     assert traced(data.query).tolist() == expected_selection(data)
+
+
+def test_dispatch_mode_sees_the_operators(data: Data) -> None:
+    """Plain tensors, but somebody who wants to see what becomes of them."""
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+            seen.append(op.namespace + "." + op.__name__)
+            return op(*args, **kwargs or {})
+
+    with Mode():
+        call_with_every_output(data)
+    ours = [name.split(".")[1] for name in seen if name.startswith("select_attn_ops.")]
+    names = ["quest_prefill_metadata", *3 * ["quest_block_select_paged"], "selected_block_tables"]
+    assert ours == names
+
+
+def test_vmap_is_an_error(data: Data) -> None:
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return quest_block_select_paged(query, *data.select_arguments()[1:], K)
+
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for select_attn_ops::"):
+        torch.func.vmap(step)(data.query[None])
 
 
 def test_fake_tensor_among_others_is_an_error(data: Data) -> None:

@@ -50,12 +50,12 @@ void CheckRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n, int64_t 
   const int32_t* selected =
       p.selected_indices + b * p.selected_indices_strides[0] + n * p.selected_indices_strides[1];
   const int32_t* table = p.block_tables + b * p.block_tables_stride;
-  const std::string place = "[" + std::to_string(b) + ", " + std::to_string(n);
+  const auto place = [&] { return "[" + std::to_string(b) + ", " + std::to_string(n); };
   int64_t num_tokens = 0;
   for (int64_t i = 0; i < p.k; ++i) {
     const int64_t j = selected[i];
     if (j < -1 || j >= num_blocks) {
-      ThrowValueError("selected_indices" + place + ", " + std::to_string(i) +
+      ThrowValueError("selected_indices" + place() + ", " + std::to_string(i) +
                       "] must be -1 or in [0, " + std::to_string(num_blocks) +
                       "), the request's blocks, got " + std::to_string(j));
     }
@@ -64,7 +64,7 @@ void CheckRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n, int64_t 
     num_tokens += NumTokens(p, b, j);
   }
   if (num_tokens > std::numeric_limits<int32_t>::max()) {
-    ThrowValueError("selected_indices" + place + "] must hold fewer than 2^31 tokens, got " +
+    ThrowValueError("selected_indices" + place() + "] must hold fewer than 2^31 tokens, got " +
                     std::to_string(num_tokens));
   }
 }

@@ -15,6 +15,7 @@ try:
     import torch
 except (ImportError, OSError):  # absent, or unable to load its own libraries
     torch = None
+_increment_version: Any = None if torch is None else torch.autograd.graph.increment_version
 
 # tvm-ffi knows ValueError and TypeError; any kind it does not know becomes a RuntimeError.
 tvm_ffi.register_error("NotImplementedError", NotImplementedError)
@@ -62,9 +63,10 @@ def check_tensor(name: str, tensor: Any) -> None:
 
 def extents(name: str, tensor: Any) -> tuple[int, ...]:
     """Shape of a tensor that a new output is to be made from."""
-    check_tensor(name, tensor)
-    if not hasattr(tensor, "shape"):
-        raise TypeError(f"{name} of type {type(tensor).__name__} has no shape: pass the output")
+    if not is_torch(tensor):
+        check_tensor(name, tensor)
+        if not hasattr(tensor, "shape"):
+            raise TypeError(f"{name} of type {type(tensor).__name__} has no shape: pass the output")
     return tuple(tensor.shape)
 
 
@@ -114,7 +116,7 @@ def mark_written(*tensors: Any) -> None:
     """Tell torch's autograd that the library has changed tensors behind its back."""
     for tensor in tensors:
         if is_torch(tensor) and not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+            _increment_version(tensor)
 
 
 def is_on_cpu(tensor: Any) -> bool:
@@ -127,8 +129,9 @@ def new_int32(shape: tuple[int, ...], like: Any) -> Any:
     """An int32 tensor to be written, on the device of `like`; see `in_kind_of`."""
     if is_torch(like):
         # Dense, and fake where `like` is: a wrong layout is for `argument` to report.
-        if type(like) is torch.Tensor:
-            return torch.empty(shape, dtype=torch.int32, device=like.device)
+        if type(like) is torch.Tensor and shape:
+            # Unpacked, because torch takes longer over a tuple.
+            return torch.empty(*shape, dtype=torch.int32, device=like.device)
         return like.new_empty(shape, dtype=torch.int32, requires_grad=False)
     if is_numpy(like):
         return sys.modules["numpy"].empty(shape, dtype="int32")

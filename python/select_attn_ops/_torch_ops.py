@@ -11,7 +11,64 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ._library import is_torch, torch
+from ._library import is_torch, mark_written, torch
+
+# The classes of torch's own tensors: any other may want to see a call, or to refuse it.
+_PLAIN_TYPES: frozenset[type] = frozenset()
+if torch is not None:
+    _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
+    _num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+    _tracing_state: Callable[[], object] = torch._C._get_tracing_state
+    _functorch_stack: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+
+
+def call_directly(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    tensors: tuple[Any, ...],
+    written: tuple[Any, ...],
+) -> bool:
+    """Make the usual call, on torch's own tensors on the CPU, with as few questions as possible.
+
+    For a small batch the questions that the long way asks, `takes_over` and `argument`, take
+    longer than everything else. Whatever is unusual or wrong is left to it and its messages.
+
+    Parameters
+    ----------
+    function : Callable
+        A function of the library.
+    arguments : tuple
+        Its arguments.
+    tensors : tuple
+        The tensors among them, first the one whose device counts; None for one left out.
+    written : tuple
+        The tensors that `function` writes.
+
+    Returns
+    -------
+    bool
+        Whether the call is done. If not, nothing is written.
+    """
+    if torch is None or torch.compiler.is_compiling() or _is_traced():
+        return False
+    for tensor in tensors:
+        if type(tensor) in _PLAIN_TYPES:
+            # Whatever else makes a tensor unfit, torch or the library refuses it below.
+            if tensor.is_neg():
+                return False
+        elif tensor is not None:
+            return False
+    if tensors[0] is None or not tensors[0].is_cpu:
+        return False
+    for tensor in written:
+        if tensor is None or tensor.requires_grad:
+            return False
+    try:
+        function(*arguments)
+    except Exception:  # the long way meets it again, with the argument's name
+        return False
+    mark_written(*written)
+    return True
 
 
 def takes_over(tensors: tuple[Any, ...]) -> bool:
@@ -23,8 +80,7 @@ def takes_over(tensors: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling() or _is_traced():
         return True
     for tensor in tensors:
-        kind = type(tensor)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if type(tensor) in _PLAIN_TYPES:
             if tensor.is_meta:
                 return True
         elif is_torch(tensor):
@@ -34,10 +90,8 @@ def takes_over(tensors: tuple[Any, ...]) -> bool:
 
 def _is_traced() -> bool:
     """Whether anything but the eager kernels wants to see the call: make_fx, jit, functorch."""
-    return bool(
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
+    return (
+        _num_dispatch_modes() > 0 or _tracing_state() is not None or _functorch_stack() is not None
     )
 
 

@@ -346,7 +346,11 @@ def _select(
         workspace,
         stream,
     )
-    if _torch_ops.takes_over((*tensors, metadata_seq_lens, workspace)):
+    every_tensor = (*tensors, metadata_seq_lens, workspace)
+    written = tensors[-1:]
+    if _torch_ops.call_directly(LIB.quest_block_select_paged, arguments, every_tensor, written):
+        return
+    if _torch_ops.takes_over(every_tensor):
         _compiled(*arguments)
     else:
         _run(*arguments, out_name=out_name)

@@ -106,9 +106,13 @@ def quest_prefill_metadata(
     >>> minblocks.ravel()
     array([-1.,  5.], dtype=float32)
     """
-    tensors = (k_cache, block_tables, seq_lens, metadata_block_tables, maxblocks, minblocks)
-    run = _compiled if _torch_ops.takes_over((*tensors, metadata_seq_lens)) else _run
-    run(*tensors, metadata_seq_lens, stream)
+    written = (maxblocks, minblocks)
+    tensors = (k_cache, block_tables, seq_lens, metadata_block_tables, *written, metadata_seq_lens)
+    arguments = (*tensors, stream)
+    if _torch_ops.call_directly(LIB.quest_prefill_metadata, arguments, tensors, written):
+        return
+    run = _compiled if _torch_ops.takes_over(tensors) else _run
+    run(*arguments)
 
 
 def _run(

@@ -96,21 +96,18 @@ def selected_block_tables(
     array([[24]], dtype=int32)
     """
     tables, lens = out, lens_out
-    if tables is None:
-        tables = new_int32(extents("selected_indices", selected_indices), selected_indices)
-    if lens is None:
-        lens = new_int32(extents("selected_indices", selected_indices)[:2], selected_indices)
-    tensors = (selected_indices, block_tables, seq_lens, tables, lens)
-    run = _compiled if _torch_ops.takes_over(tensors) else _run
-    run(
-        selected_indices,
-        block_tables,
-        seq_lens,
-        integer("block_size", block_size),
-        tables,
-        lens,
-        stream,
-    )
+    if tables is None or lens is None:
+        shape = extents("selected_indices", selected_indices)
+        if tables is None:
+            tables = new_int32(shape, selected_indices)
+        if lens is None:
+            lens = new_int32(shape[:2], selected_indices)
+    inputs, written = (selected_indices, block_tables, seq_lens), (tables, lens)
+    tensors = (*inputs, *written)
+    arguments = (*inputs, integer("block_size", block_size), *written, stream)
+    if not _torch_ops.call_directly(LIB.selected_block_tables, arguments, tensors, written):
+        run = _compiled if _torch_ops.takes_over(tensors) else _run
+        run(*arguments)
     return (
         out if out is not None else in_kind_of(selected_indices, tables),
         lens_out if lens_out is not None else in_kind_of(selected_indices, lens),
