@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "cpu/stopwatch.h"
 #include "select_attn_ops/runtime.h"
 
 namespace select_attn::cpu {
@@ -20,6 +21,7 @@ const char* Keep(std::string text) {
 template <typename Params, void (*kKernel)(const Params&)>
 const char* Run(const Params& params, DLDevice /*device*/, Stream /*stream*/) {
   try {
+    const Lap lap(Phase::kKernel);
     kKernel(params);
     return nullptr;
   } catch (const std::bad_alloc&) {

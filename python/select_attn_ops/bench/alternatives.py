@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,40 +105,43 @@ FUNCTIONS: dict[type, Callable[[Any], object]] = {
 }
 """torch's way to solve each kind of problem."""
 
-PEERS: dict[str, Callable[[Any], Callable[[], object]]] = {}
-"""Other libraries by name: makes a call of a problem, or raises `UnavailableError`. None yet."""
-
 
 class UnavailableError(RuntimeError):
     """An alternative cannot be measured here; the text says why."""
 
 
+Prepare = Callable[[Sequence[Any]], Sequence[Callable[[], object]]]
+"""Makes calls that solve problems of one kind, or raises `UnavailableError`."""
+
+PEERS: dict[str, Prepare] = {}
+"""Other libraries by name, to be measured beside torch. None yet."""
+
 _compiled: dict[type, Callable[[Any], object]] = {}
 
 
-def _eager(problem: Any) -> Callable[[], object]:
-    function = FUNCTIONS[type(problem)]
-    return lambda: function(problem)
+def _eager(problems: Sequence[Any]) -> list[Callable[[], object]]:
+    function = FUNCTIONS[type(problems[0])]
+    return [functools.partial(function, problem) for problem in problems]
 
 
-def _compile(problem: Any) -> Callable[[], object]:
-    kind = type(problem)
+def _compile(problems: Sequence[Any]) -> list[Callable[[], object]]:
+    kind = type(problems[0])
     if kind not in _compiled:
+        # By default torch gives up after a few shapes.
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-        # Compiled once for many shapes; here that is no slower than once per shape.
         _compiled[kind] = torch.compile(FUNCTIONS[kind], dynamic=True)
     function = _compiled[kind]
     try:
-        function(problem)
+        function(problems[0])
     except Exception as error:  # a compiler that is absent or fails, in any of many ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UnavailableError(lines[0]) from error
-    return lambda: function(problem)
+    return [functools.partial(function, problem) for problem in problems]
 
 
-def alternatives(compiled: bool) -> dict[str, Callable[[Any], Callable[[], object]]]:
+def alternatives(compiled: bool) -> dict[str, Prepare]:
     """What to measure beside an operator: torch eager and, if wanted, compiled, and all peers."""
-    found: dict[str, Callable[[Any], Callable[[], object]]] = {"torch": _eager}
+    found: dict[str, Prepare] = {"torch": _eager}
     if compiled:
         found["torch.compile"] = _compile
     return found | PEERS

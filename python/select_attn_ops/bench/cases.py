@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,29 +123,34 @@ class Spec:
     @property
     def name(self) -> str:
         """What ``--filter`` looks at."""
-        parts = [self.label, self.shape.operator, str(self.shape), self.dtype]
-        parts.append("all threads" if self.threads is None else f"{self.threads} threads")
+        parts = [f"{self.label}:", self.shape.operator, str(self.shape), self.dtype]
+        if self.threads is not None:
+            parts.append(f"threads={self.threads}")
         return " ".join([*parts, self.simd_target or ""]).strip()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
-    """A spec with its data, in several sets that are rotated."""
+    """Something to be measured, with its data, in several sets that are rotated."""
 
+    operator: str
+    shape: str
+    dtype: str
     calls: Sequence[Callable[[], object]]
     """Per set, the operator's call."""
-    touched: Sequence[tuple[torch.Tensor, ...]]
-    """Per set, the tensors whose bytes are the work."""
+    touched: Sequence[Sequence[torch.Tensor]]
+    """Per set, the tensors whose bytes are the work, at most three."""
     bytes_per_call: int
     """What must be read and written, whole cache lines counted."""
-    problems: Sequence[Any]
-    """Per set, what the alternatives are to do."""
+    alternatives: Callable[[bool], Mapping[str, Callable[[], Sequence[Callable[[], object]]]]]
+    """By name, what makes the calls of an alternative; argument: compiled ones too."""
     check: Callable[[], None]
     """Runs the operator once; raises `WrongResultError`."""
+    label: str = ""
 
     @functools.cached_property
     def touched_bytes(self) -> int:
-        """Bytes of the touched tensors of one set."""
+        """Bytes of the cache lines that the touched tensors of one set lie on."""
         return sum(touched_bytes(tensor) for tensor in self.touched[0])
 
 
@@ -206,6 +211,31 @@ def build(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     return builders[spec.shape.operator](spec, device, rotated_bytes)
 
 
+def _case(
+    spec: Spec,
+    calls: Sequence[Callable[[], object]],
+    touched: Sequence[Sequence[torch.Tensor]],
+    bytes_per_call: int,
+    problems: Sequence[Any],
+    check: Callable[[], None],
+) -> Case:
+    def prepared(compiled: bool) -> dict[str, Callable[[], Sequence[Callable[[], object]]]]:
+        ways = alternatives.alternatives(compiled)
+        return {name: functools.partial(prepare, problems) for name, prepare in ways.items()}
+
+    return Case(
+        operator=spec.shape.operator,
+        shape=str(spec.shape),
+        dtype="int32" if spec.shape.operator == TABLES else spec.dtype,
+        calls=calls,
+        touched=touched,
+        bytes_per_call=bytes_per_call,
+        alternatives=prepared,
+        check=check,
+        label=spec.label,
+    )
+
+
 def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     s, dtype = spec.shape, DTYPES[spec.dtype]
     rows = s.rows_per_metadata_block
@@ -249,10 +279,14 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
             )
         )
 
+    @functools.cache
+    def scores() -> torch.Tensor:
+        return alternatives.scores(problems[0])
+
     def check() -> None:
         out.fill_(-7)
         calls[0]()
-        reference = alternatives.scores(problems[0])
+        reference = scores()
         listed = min(s.k, min(s.num_blocks))
         selected = out[..., :listed].long()
         if int(selected.min()) < 0 or int(selected.max()) >= max(s.num_blocks):
@@ -266,7 +300,7 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
             raise WrongResultError("a block is selected twice")
 
     bytes_per_call = 2 * scored * row_bytes + problems[0].query.nbytes + out.nbytes
-    return Case(calls, touched, bytes_per_call, problems, check)
+    return _case(spec, calls, touched, bytes_per_call, problems, check)
 
 
 def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
@@ -302,18 +336,26 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
             )
         )
 
+    pools = touched[0][1:]
+
+    @functools.cache
+    def expected() -> list[torch.Tensor]:
+        alternatives.prefill_metadata(problems[0])
+        return [pool.clone() for pool in pools]
+
     def check() -> None:
-        pools = touched[0][1:]
+        references = expected()
         for pool in pools:
             pool.fill_(float("nan"))
         calls[0]()
-        got = [pool.clone() for pool in pools]
-        alternatives.prefill_metadata(problems[0])
-        for name, mine, reference in zip(("maxblocks", "minblocks"), got, pools, strict=True):
-            if not torch.equal(mine, reference):
-                raise WrongResultError(f"{name} is not what the reference writes")
+        for name, pool, reference in zip(
+            ("maxblocks", "minblocks"), pools, references, strict=True
+        ):
+            if not torch.equal(pool, reference):
+                raise WrongResultError(f"{name} are not what the reference writes")
 
-    return Case(calls, touched, sum(map(touched_bytes, touched[0])), problems, check)
+    work = sum(map(touched_bytes, touched[0]))
+    return _case(spec, calls, touched, work, problems, check)
 
 
 def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
@@ -349,4 +391,5 @@ def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
             if not torch.equal(mine, reference):
                 raise WrongResultError(f"{name} are not the reference's")
 
-    return Case(calls, touched, sum(map(touched_bytes, touched[0])), problems, check)
+    work = sum(map(touched_bytes, touched[0]))
+    return _case(spec, calls, touched, work, problems, check)

@@ -13,7 +13,9 @@ import torch
 from .. import runtime
 from . import report
 from .cases import DTYPES, Spec, WrongResultError
+from .comparisons import COMPARISONS, Finding
 from .measuring import QUICK, THOROUGH
+from .plot import pyplot, write_plot
 from .runner import Result, Runner
 from .suites import SUITES, quick
 
@@ -42,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _specs(options: argparse.Namespace) -> list[Spec]:
-    specs = [spec for name in options.suite or SUITES for spec in SUITES[name]()]
+    names = list(options.suite or SUITES)
+    specs = [spec for name in names for spec in SUITES[name]()]
     if options.quick:
         specs = quick(specs)
     if options.dtype:
@@ -56,31 +59,69 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
     return list(dict.fromkeys(specs))
 
 
+def _comparisons(options: argparse.Namespace) -> list[str]:
+    if "speed" not in (options.suite or SUITES):
+        return []
+    return [name for name in COMPARISONS if not options.filter or options.filter.search(name)]
+
+
+def _check_device(name: str) -> torch.device:
+    """The device; a ValueError where there is none, or nothing of the library runs on it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"torch does not know the device {name}") from error
+    if device.type != "cpu":
+        raise ValueError(f"this version has operators for the CPU only, not for {device}")
+    return device
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _parser().parse_args(arguments)
-    specs = _specs(options)
+    device = _check_device(options.device)
+    specs, comparisons = _specs(options), _comparisons(options)
     if options.list:
-        print(*(spec.name for spec in specs), sep="\n")
+        print(*(spec.name for spec in specs), *comparisons, sep="\n")
         return 0
-    device = torch.device(options.device)
-    threads = runtime.get_num_threads()
-    runner = Runner(device, QUICK if options.quick else THOROUGH, threads, runtime.simd_target())
-    header = report.header(device, threads)
+    if not specs and not comparisons:
+        raise ValueError("no case is left: --list prints those there are")
+    if options.plot:
+        pyplot()  # whose absence should not come as a surprise at the end
+        if not any(spec.label == "context" for spec in specs):
+            raise ValueError("--plot draws the cases of the suite context, and none is left")
+
+    runner = Runner(device, QUICK if options.quick else THOROUGH)
+    ceilings = {count: runner.read_rate(count) for count in sorted({1, runner.threads})}
+    header = report.header(device, ceilings)
     print(report.header_text(header), flush=True)
-    results: list[Result] = []
+    if runner.effort.small:
+        print("quick: data that fits into the caches, and too few rounds: no figures to quote")
+    results: list[tuple[Spec, Result]] = []
+    findings: list[Finding] = []
     status = 0
     for spec in specs:
         try:
-            results.append(runner.run(spec))
+            result = runner.run(spec)
         except WrongResultError as error:
             print(f"{spec.name}: WRONG RESULT: {error}", flush=True)
             status = 1
             continue
-        print(report.case_text(results[-1]), flush=True)
-        status |= not results[-1].credible
+        print(report.case_text(result), flush=True)
+        results.append((spec, result))
+        status |= not (result.credible or runner.effort.small)
+    for name in comparisons:
+        findings += COMPARISONS[name](runner)
+
+    only_results = [result for _, result in results]
+    table = report.table_text(only_results, findings)
+    if table:
+        print(table)
     if options.json:
-        report.write_json(options.json, header, results)
+        report.write_json(options.json, header, only_results, findings)
+    if options.plot:
+        points = [(max(s.shape.seq_lens), r) for s, r in results if s.label == "context"]
+        write_plot(options.plot, points, report.header_text(header).splitlines()[0])
     if status:
-        print("error: not all figures can be trusted, see above", file=sys.stderr)
-    return int(status)
+        print("error: these figures are not to be trusted, see above", file=sys.stderr)
+    return status

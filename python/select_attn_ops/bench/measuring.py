@@ -21,6 +21,8 @@ Call = Callable[[int], object]
 
 # Long enough for OpenMP threads that spin after their work to fall asleep.
 _SETTLE_SECONDS = 0.01
+# What takes longer than this is far from any contest.
+_LONG_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,12 @@ class Effort:
     most_rounds: int
     caches: float
     """Size of the inputs that are rotated, as a multiple of the last cache."""
+    small: bool = False
+    """Whether small stand-ins will do: to see that it works, not how fast."""
 
 
-THOROUGH = Effort(seconds=1.0, least_rounds=9, most_rounds=200, caches=4)
-QUICK = Effort(seconds=0.05, least_rounds=3, most_rounds=20, caches=1.5)
+THOROUGH = Effort(seconds=0.6, least_rounds=9, most_rounds=200, caches=4)
+QUICK = Effort(seconds=0.03, least_rounds=3, most_rounds=20, caches=0.5, small=True)
 
 
 class Clock:
@@ -127,7 +131,7 @@ def interleave(
     effort : Effort
         When to stop.
     rare : sequence of Contender
-        Only some rounds have these too, behind the others. They may take long.
+        Only some rounds have these too, behind the others; what takes long is in the first only.
 
     Returns
     -------
@@ -151,6 +155,8 @@ def interleave(
             spent += seconds[which][-1]
         if rare and number % rare_every == 0 and number < effort.least_rounds:
             for contender, taken in zip(rare, rare_seconds, strict=True):
+                if taken and taken[0] > _LONG_SECONDS:
+                    continue
                 taken.append(contender.seconds(clock, turns.next()))
             clock.settle()
             contenders[0].seconds(clock, turns.next())  # wakes the library's threads again

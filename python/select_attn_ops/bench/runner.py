@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from .. import runtime
-from . import alternatives
+from .alternatives import UnavailableError
 from .cases import Case, Spec, build
 from .ceiling import Ceiling
 from .measuring import Call, Clock, Contender, Effort, Spread, Turns, interleave, last_cache_bytes
@@ -19,27 +20,31 @@ CREDIBLE_SHARE = 1.02
 
 @dataclass(frozen=True)
 class Result:
-    """What a case measured. Rates are in bytes per second."""
+    """What a case measured. Times are in seconds, rates in bytes per second."""
 
-    spec: Spec
+    label: str
+    operator: str
+    shape: str
+    dtype: str
     threads: int
     simd_target: str
     seconds: Spread
     rate: float
+    bytes_per_call: int
     ceiling_rate: float
     ceiling_way: str
     share: Spread
     """Time of the best read of the operator's memory over the operator's, round by round."""
     alternatives: dict[str, float]
-    """Seconds of each."""
+    """Times of each."""
     skipped: dict[str, str]
     """Alternatives that could not be measured, and why."""
     sets: int
-    bytes_per_call: int
     rounds: int
 
     @property
     def credible(self) -> bool:
+        """Whether the ceiling is one."""
         return self.share.median <= CREDIBLE_SHARE
 
     @property
@@ -47,55 +52,79 @@ class Result:
         return min(self.alternatives, key=self.alternatives.__getitem__, default=None)
 
 
-@dataclass
 class Runner:
-    """Measures cases on one device, one after another."""
+    """Measures cases on one device, one after another.
 
-    device: torch.device
-    effort: Effort
-    all_threads: int
-    simd_target: str
-    clock: Clock = field(init=False)
-    ceiling: Ceiling = field(init=False)
+    Parameters
+    ----------
+    device : torch.device
+        Where the data is.
+    effort : Effort
+        How long to measure.
+    """
 
-    def __post_init__(self) -> None:
-        self.clock = Clock(self.device)
+    def __init__(self, device: torch.device, effort: Effort) -> None:
+        self.device = device
+        self.effort = effort
+        self.threads = runtime.get_num_threads()
+        """What "all" means."""
+        self.simd_target = runtime.simd_target()
+        self.clock = Clock(device)
         self.ceiling = Ceiling(self.clock)
-
-    def run(self, spec: Spec) -> Result:
-        """Build, check and measure a case."""
-        case = build(spec, self.device, self.rotated_bytes)
-        return self.measure(spec, case)
+        self._built: tuple[object, Case] | None = None
 
     @property
     def rotated_bytes(self) -> int:
         """Bytes of inputs that do not stay in the last cache from one turn to the next."""
         return int(self.effort.caches * last_cache_bytes())
 
-    def measure(self, spec: Spec, case: Case) -> Result:
-        """Check and measure a case whose data is there."""
-        threads = spec.threads or self.all_threads
-        target = spec.simd_target or self.simd_target
+    def build(self, spec: Spec) -> Case:
+        """Make the data of a case, or take that of the case before if it is the same."""
+        key = (spec.label, spec.shape, spec.dtype)
+        if self._built is None or self._built[0] != key:
+            self._built = None  # frees its memory first
+            self._built = (key, build(spec, self.device, self.rotated_bytes))
+        return self._built[1]
+
+    @contextlib.contextmanager
+    def setting(self, threads: int | None = None, simd_target: str | None = None) -> Iterator[None]:
+        """Use so many threads, in torch too, and a SIMD target; None is all, and the best."""
         before = torch.get_num_threads()
-        runtime.set_num_threads(threads)
-        torch.set_num_threads(threads)
+        runtime.set_num_threads(threads or self.threads)
+        torch.set_num_threads(threads or self.threads)
+        runtime.set_simd_target(simd_target or self.simd_target)
         try:
-            runtime.set_simd_target(target)
-            case.check()
-            self.clock.settle()
-            return self._measure(spec, case, threads, target)
+            yield
         finally:
             torch.set_num_threads(before)
-            runtime.set_num_threads(self.all_threads)
+            runtime.set_num_threads(self.threads)
             runtime.set_simd_target(self.simd_target)
 
-    def _measure(self, spec: Spec, case: Case, threads: int, target: str) -> Result:
+    def read_rate(self, threads: int | None = None) -> float:
+        """Bytes per second of the best read of two long tensors."""
+        count = max(self.rotated_bytes, 1 << 20) // 8
+        # Ones, because pages of zeros may all be the same page.
+        tensors = [torch.ones(count, device=self.device) for _ in range(2)]
+        with self.setting(threads):
+            best = [contender for _, contender in self.ceiling.best([tensors])]
+            seconds, _ = interleave(self.clock, best, Turns(1), self.effort)
+        return 8 * count / min(Spread.of(taken).median for taken in seconds)
+
+    def run(self, spec: Spec) -> Result:
+        """Build, check and measure a case."""
+        case = self.build(spec)
+        with self.setting(spec.threads, spec.simd_target):
+            return self.measure(case, spec.compiled)
+
+    def measure(self, case: Case, compiled: bool = False) -> Result:
+        """Check and measure a case in the present setting."""
+        threads, target = runtime.get_num_threads(), runtime.simd_target()
+        case.check()
+        others, skipped = self._alternatives(case, compiled)
         best = self.ceiling.best(case.touched)
-        operator = Contender(_by_turn(case.calls), target)
-        others, skipped = self._alternatives(spec, case)
         seconds, others_seconds = interleave(
             self.clock,
-            [operator, *(contender for _, contender in best)],
+            [Contender(by_turn(case.calls), target), *(contender for _, contender in best)],
             Turns(len(case.calls)),
             self.effort,
             list(others.values()),
@@ -109,11 +138,15 @@ class Runner:
         which = min(range(len(shares)), key=lambda i: shares[i].median)
         own = Spread.of(seconds[0])
         return Result(
-            spec=spec,
+            label=case.label,
+            operator=case.operator,
+            shape=case.shape,
+            dtype=case.dtype,
             threads=threads,
             simd_target=target,
             seconds=own,
             rate=case.bytes_per_call / own.median,
+            bytes_per_call=case.bytes_per_call,
             ceiling_rate=case.touched_bytes / Spread.of(seconds[1 + which]).median,
             ceiling_way=str(best[which][0]),
             share=shares[which],
@@ -123,23 +156,23 @@ class Runner:
             },
             skipped=skipped,
             sets=len(case.calls),
-            bytes_per_call=case.bytes_per_call,
             rounds=len(seconds[0]),
         )
 
-    def _alternatives(self, spec: Spec, case: Case) -> tuple[dict[str, Contender], dict[str, str]]:
+    def _alternatives(
+        self, case: Case, compiled: bool
+    ) -> tuple[dict[str, Contender], dict[str, str]]:
         others: dict[str, Contender] = {}
         skipped: dict[str, str] = {}
-        for name, prepare in alternatives.alternatives(spec.compiled).items():
+        for name, prepare in case.alternatives(compiled).items():
             try:
-                calls = [prepare(problem) for problem in case.problems]
-            except alternatives.UnavailableError as error:
+                others[name] = Contender(by_turn(prepare()))
+            except UnavailableError as error:
                 skipped[name] = str(error)
-                continue
-            others[name] = Contender(_by_turn(calls))
         self.clock.settle()
         return others, skipped
 
 
-def _by_turn(calls: Sequence[Callable[[], object]]) -> Call:
-    return lambda turn: calls[turn]()
+def by_turn(calls: Sequence[Callable[[], object]]) -> Call:
+    """One call out of those for each set; there may be more turns than sets."""
+    return lambda turn: calls[turn % len(calls)]()

@@ -20,7 +20,7 @@ def _lengths(tokens: int, factors: Iterable[int]) -> tuple[int, ...]:
 def _speed() -> list[Spec]:
     """The lines of the table of speed that are shares of the ceiling."""
     select = Shape(SELECT, (64 * _K,) * 32)  # 64 MiB of metadata
-    prefill = Shape(PREFILL, (16 * _K,) * 10)
+    prefill = Shape(PREFILL, (16 * _K,) * 4)
     specs = [
         Spec(shape, dtype, threads, compiled=True, label=label)
         for label, shape in (("line 1", select), ("line 2", prefill))
@@ -97,7 +97,7 @@ def _context() -> list[Spec]:
     """One request of 8k to 1M tokens: what ``--plot`` draws."""
     lengths = [8 * _K << i for i in range(8)]
     return [
-        Spec(Shape(operator, (length,), rows=64), label="context")
+        Spec(Shape(operator, (length,), num_heads=8, num_kv_heads=2, rows=64), label="context")
         for operator in (SELECT, PREFILL)
         for length in lengths
     ]
@@ -114,8 +114,10 @@ def quick(specs: list[Spec]) -> list[Spec]:
     small = []
     for spec in kept.values():
         s = spec.shape
-        lengths = tuple(sorted(s.seq_lens)[-2:])
         tokens = s.tokens_per_metadata_block
-        lengths = tuple(max(min(n, 16 * _K) // tokens, 1) * tokens for n in lengths)
-        small.append(replace(spec, shape=replace(s, seq_lens=lengths), compiled=False))
+        lengths = tuple(
+            max(min(length, 4 * _K) // tokens, 1) * tokens for length in sorted(s.seq_lens)[-2:]
+        )
+        shape = replace(s, seq_lens=lengths, num_heads=8, num_kv_heads=min(s.num_kv_heads, 2))
+        small.append(replace(spec, shape=replace(shape, k=min(s.k, 8)), compiled=False))
     return small
