@@ -132,8 +132,9 @@ class Ceiling:
         size = sum(tensor.numel() * tensor.element_size() for tensor in sets[0])
         share = min(_CALIBRATION_BYTES / size, 1)
         parts = [[_first(tensor, share) for tensor in tensors] for tensors in sets]
-        shape = tuple((is_dense(tensor), tensor.shape[1:]) for tensor in sets[0])
-        key = (runtime.get_num_threads(), shape, size.bit_length())
+        # Where nothing is between the rows, their length makes no difference.
+        kinds = tuple(is_dense(tensor) or tensor.shape[1:] for tensor in sets[0])
+        key = (runtime.get_num_threads(), kinds, min(size, _CALIBRATION_BYTES).bit_length())
         ways = self._known.get(key) or _ways(sets[0])
         turns = Turns(len(sets))
         for repeats, keep in _ROUNDS:

@@ -92,8 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--plot draws the cases of the suite context, and none is left")
 
     runner = Runner(device, QUICK if options.quick else THOROUGH)
-    ceilings = {count: runner.read_rate(count) for count in sorted({1, runner.threads})}
-    header = report.header(device, ceilings)
+    header = report.header(device, runner.read_rates())
     print(report.header_text(header), flush=True)
     if runner.effort.small:
         print("quick: data that fits into the caches, and too few rounds: no figures to quote")

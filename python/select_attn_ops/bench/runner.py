@@ -100,15 +100,18 @@ class Runner:
             runtime.set_num_threads(self.threads)
             runtime.set_simd_target(self.simd_target)
 
-    def read_rate(self, threads: int | None = None) -> float:
-        """Bytes per second of the best read of two long tensors."""
+    def read_rates(self) -> dict[int, float]:
+        """Bytes per second of the best read of two long tensors, by one thread and by all."""
         count = max(self.rotated_bytes, 1 << 20) // 8
         # Ones, because pages of zeros may all be the same page.
         tensors = [torch.ones(count, device=self.device) for _ in range(2)]
-        with self.setting(threads):
-            best = [contender for _, contender in self.ceiling.best([tensors])]
-            seconds, _ = interleave(self.clock, best, Turns(1), self.effort)
-        return 8 * count / min(Spread.of(taken).median for taken in seconds)
+        rates = {}
+        for threads in sorted({1, self.threads}):
+            with self.setting(threads):
+                best = [contender for _, contender in self.ceiling.best([tensors])]
+                seconds, _ = interleave(self.clock, best, Turns(1), self.effort)
+            rates[threads] = 8 * count / min(Spread.of(taken).median for taken in seconds)
+        return rates
 
     def run(self, spec: Spec) -> Result:
         """Build, check and measure a case."""
@@ -129,6 +132,7 @@ class Runner:
             self.effort,
             list(others.values()),
         )
+        runtime.set_simd_target(target)
         # What the operator moves may differ a little from what is read for the ceiling.
         scale = case.bytes_per_call / case.touched_bytes
         shares = [
