@@ -81,8 +81,8 @@ def touched_bytes(tensor: torch.Tensor, line: int = 64) -> int:
     return int(((last - first + 1).sum() - shared) * line)
 
 
-def _ways(tensors: Sequence[torch.Tensor]) -> list[Way]:
-    """All ways to read these tensors that are worth a try."""
+def ways_to_read(tensors: Sequence[torch.Tensor]) -> list[Way]:
+    """All ways that are worth a try with these tensors."""
     # Narrower vectors than those of the best two targets do not win, and a byte each is no way.
     targets = [target for target in runtime.simd_targets() if target != "SCALAR"][:2]
     targets = targets or ["SCALAR"]
@@ -103,7 +103,8 @@ def _ways(tensors: Sequence[torch.Tensor]) -> list[Way]:
     return ways
 
 
-def _contender(sets: Sequence[Sequence[torch.Tensor]], way: Way) -> Contender:
+def reader(sets: Sequence[Sequence[torch.Tensor]], way: Way) -> Contender:
+    """Read each of these sets of tensors in its turn."""
     arguments = []
     for tensors in sets:
         spans = [span(tensor) if way.with_gaps else tensor for tensor in tensors]
@@ -135,12 +136,12 @@ class Ceiling:
         # Where nothing is between the rows, their length makes no difference.
         kinds = tuple(is_dense(tensor) or tensor.shape[1:] for tensor in sets[0])
         key = (runtime.get_num_threads(), kinds, min(size, _CALIBRATION_BYTES).bit_length())
-        ways = self._known.get(key) or _ways(sets[0])
+        ways = self._known.get(key) or ways_to_read(sets[0])
         turns = Turns(len(sets))
         for repeats, keep in _ROUNDS:
             ways = self._best_of(ways, parts, turns, repeats, keep)
             self._known.setdefault(key, ways)
-        return [(way, _contender(sets, way)) for way in ways]
+        return [(way, reader(sets, way)) for way in ways]
 
     def _best_of(
         self,
@@ -152,7 +153,7 @@ class Ceiling:
     ) -> list[Way]:
         if len(ways) <= keep:
             return list(ways)
-        contenders = [_contender(sets, way) for way in ways]
+        contenders = [reader(sets, way) for way in ways]
         taken: list[list[float]] = [[] for _ in ways]
         for _ in range(repeats):
             for contender, seconds in zip(contenders, taken, strict=True):

@@ -20,6 +20,13 @@ from .runner import Result, Runner
 from .suites import SUITES, quick
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m select_attn_ops bench",
@@ -29,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="where the operators run (default: cpu)")
     parser.add_argument("--suite", nargs="+", choices=[*SUITES], help="default: all of them")
     parser.add_argument(
-        "--filter", type=re.compile, metavar="REGEX", help="only cases whose name has it"
+        "--filter", type=_pattern, metavar="REGEX", help="only cases whose name has it"
     )
     parser.add_argument("--dtype", nargs="+", choices=[*DTYPES], help="in place of the suites' own")
     parser.add_argument("--threads", nargs="+", type=int, help="in place of the suites' own")

@@ -88,12 +88,13 @@ class Runner:
 
     @contextlib.contextmanager
     def setting(self, threads: int | None = None, simd_target: str | None = None) -> Iterator[None]:
-        """Use so many threads, in torch too, and a SIMD target; None is all, and the best."""
+        """Use so many threads, in torch too, and a SIMD target; None is what was at first."""
+        threads = self.threads if threads is None else threads
         before = torch.get_num_threads()
-        runtime.set_num_threads(threads or self.threads)
-        torch.set_num_threads(threads or self.threads)
-        runtime.set_simd_target(simd_target or self.simd_target)
         try:
+            runtime.set_num_threads(threads)
+            torch.set_num_threads(threads)
+            runtime.set_simd_target(simd_target or self.simd_target)
             yield
         finally:
             torch.set_num_threads(before)
