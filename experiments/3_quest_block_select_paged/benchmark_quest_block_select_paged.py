@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from common.bench import Benchmark
+from common.bench import Benchmark, part_of
+from common.compare import assert_selection_matches
 from gen_data_quest_block_select_paged import SelectInputs, gen_data_quest_block_select_paged
 from ref_quest_block_select_paged import quest_block_select_paged_ref
 from select_attn_ops import quest_block_select_paged_in_out
@@ -64,6 +65,12 @@ def run_case(
     )
     calls = [inputs.requests(r * batch, (r + 1) * batch) for r in range(rotations)]
     out = torch.empty((batch, NUM_KV_HEADS, K), dtype=torch.int32, device=bench.device)
+
+    def check() -> None:
+        operator(calls[0], out)
+        reference = quest_block_select_paged_ref(*calls[0].positional, K, **calls[0].keywords)
+        assert_selection_matches(out, reference)
+
     bench.case(
         name,
         f"B={batch} H={NUM_HEADS} N={NUM_KV_HEADS} D={HEAD_DIM} MMBPR={metadata_blocks} k={K}",
@@ -72,8 +79,15 @@ def run_case(
         lambda r: quest_block_select_paged_ref(
             *calls[r].positional, K, **calls[r].keywords, dtype=torch.float32, error_bounds=False
         ),
-        rotations,
+        [
+            [
+                part_of(pool, r, batch * metadata_blocks)
+                for pool in (inputs.maxblocks, inputs.minblocks)
+            ]
+            for r in range(rotations)
+        ],
         bytes_per_call,
+        check,
     )
 
 

@@ -1,21 +1,28 @@
-"""Timing and printing of benchmarks."""
+"""Benchmarks of the experiments: the package's own measurement, with the oracles as baseline."""
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
+import functools
+from collections.abc import Callable, Sequence
 
-import select_attn_ops
 import torch
+from select_attn_ops.bench import report
+from select_attn_ops.bench.cases import DTYPES, Case
+from select_attn_ops.bench.measuring import QUICK, THOROUGH
+from select_attn_ops.bench.runner import Runner
 
-from .devices import device_or_exit, script_parser, synchronize
+from .devices import device_or_exit, script_parser
 
-_DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_MIB = 1 << 20
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def part_of(pool: torch.Tensor, number: int, blocks: int) -> torch.Tensor:
+    """Return as many blocks of a pool as a rotation reads, others for every rotation.
+
+    Whose they are does not matter to the speed of a read.
+    """
+    return pool[number * blocks : (number + 1) * blocks]
 
 
 class Benchmark:
@@ -31,29 +38,19 @@ class Benchmark:
         parser = script_parser(description)
         parser.add_argument("--quick", action="store_true", help="few shapes, short measurement")
         parser.add_argument(
-            "--dtype", nargs="+", choices=_DTYPE_NAMES, help="default: bf16 fp16 (--quick: bf16)"
+            "--dtype", nargs="+", choices=[*DTYPES], help="default: bf16 fp16 (--quick: bf16)"
         )
         options: argparse.Namespace = parser.parse_args()
         self.quick: bool = options.quick
         names = options.dtype or (["bf16"] if self.quick else ["bf16", "fp16"])
-        self.dtypes = [_DTYPE_NAMES[name] for name in names]
-        # The last caches of servers are large; what is rotated through is printed per case.
-        self.rotate_bytes = (128 if self.quick else 1024) * _MIB
+        self.dtypes = [DTYPES[name] for name in names]
         self.device = device_or_exit(options.device)
-        self.dot_rate = self._dot_rate()
-        print(
-            f"device {_device_text(self.device)} | threads {select_attn_ops.get_num_threads()} "
-            f"(torch {torch.get_num_threads()}) | torch {torch.__version__} | select_attn_ops "
-            f"{select_attn_ops.__version__} | commit {_commit()}"
-        )
-        print(
-            f"torch.dot reads {self.dot_rate / 1e9:.1f} GB/s; medians of interleaved "
-            "rounds; GB/s of what must be read and written"
-        )
+        self._runner = Runner(self.device, QUICK if self.quick else THOROUGH)
+        print(report.header_text(report.header(self.device, self._runner.read_rates())))
 
     def rotations(self, bytes_per_call: int) -> int:
         """Return how many sets of inputs to go through, one after another."""
-        return max(1, min(256, self.rotate_bytes // bytes_per_call))
+        return max(1, min(64, -(-self._runner.rotated_bytes // bytes_per_call)))
 
     def case(
         self,
@@ -62,8 +59,9 @@ class Benchmark:
         dtype: torch.dtype,
         operator: Callable[[int], object],
         reference: Callable[[int], object],
-        rotations: int,
+        touched: Sequence[Sequence[torch.Tensor]],
         bytes_per_call: int,
+        check: Callable[[], None],
     ) -> None:
         """Measure one case and print its line.
 
@@ -73,86 +71,26 @@ class Benchmark:
             What the line says.
         operator, reference : callable
             Run on the inputs of a rotation, whose number they get.
-        rotations : int
-            Number of sets of inputs.
+        touched : sequence of sequence of torch.Tensor
+            Per rotation, memory like that of its inputs, whose read is the ceiling.
         bytes_per_call : int
             Bytes that one call must read and write.
+        check : callable
+            Runs the operator once, and raises if its result is wrong.
         """
-        seconds, reference_seconds = self._measure(operator, reference, rotations)
-        rate = bytes_per_call / seconds
-        short = next(key for key, value in _DTYPE_NAMES.items() if value == dtype)
-        print(
-            f"{name} ({shape}, {short}): {seconds * 1e6:.1f} us | {rate / 1e9:.2f} GB/s "
-            f"({rate / self.dot_rate:.0%} of torch.dot) | {reference_seconds / seconds:.1f}x "
-            f"torch reference | {rotations} inputs, {rotations * bytes_per_call / _MIB:.0f} MiB",
-            flush=True,
+
+        def calls(function: Callable[[int], object]) -> list[Callable[[], object]]:
+            return [functools.partial(function, turn) for turn in range(len(touched))]
+
+        case = Case(
+            operator=name,
+            shape=shape,
+            dtype=_DTYPE_NAMES[dtype],
+            calls=calls(operator),
+            touched=touched,
+            bytes_per_call=bytes_per_call,
+            alternatives=lambda compiled: {"torch reference": lambda: calls(reference)},
+            check=check,
         )
-
-    def _measure(
-        self,
-        operator: Callable[[int], object],
-        reference: Callable[[int], object],
-        rotations: int,
-    ) -> tuple[float, float]:
-        """Return the median seconds of both."""
-        operator(0)
-        reference(0)
-        rounds, budget, least = (2, 0.03, 3) if self.quick else (5, 0.2, 10)
-        taken: list[float] = []
-        reference_taken: list[float] = []
-        for _ in range(rounds):
-            spent, calls = 0.0, 0
-            while calls < least or spent < budget:
-                taken.append(self._time(lambda: operator(len(taken) % rotations)))
-                spent, calls = spent + taken[-1], calls + 1
-            turn = len(reference_taken) % rotations
-            reference_taken.append(self._time(lambda turn=turn: reference(turn)))
-        return statistics.median(taken), statistics.median(reference_taken)
-
-    def _time(self, call: Callable[[], object]) -> float:
-        if self.device.type == "cpu":
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        module = getattr(torch, self.device.type)
-        begin, end = (module.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def _dot_rate(self) -> float:
-        """Return the bytes per second at which torch reads two long vectors."""
-        # Ones, because pages of zeros may all be the same page.
-        vectors = [
-            torch.ones(self.rotate_bytes // 8, dtype=torch.float32, device=self.device)
-            for _ in range(2)
-        ]
-        torch.dot(*vectors)
-        synchronize(self.device)
-        taken = [self._time(lambda: torch.dot(*vectors)) for _ in range(10)]
-        return self.rotate_bytes / min(taken)
-
-
-def _device_text(device: torch.device) -> str:
-    if device.type != "cpu":
-        return f"{device} ({getattr(torch, device.type).get_device_name(device)})"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "cpu (" + next(line for line in lines if "model name" in line).split(": ")[1] + ")"
-    except (OSError, StopIteration, IndexError):
-        return "cpu"
-
-
-def _commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        with self._runner.setting():
+            print(report.case_text(self._runner.measure(case)), flush=True)

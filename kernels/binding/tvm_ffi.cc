@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/read_memory.h"
+#include "cpu/stopwatch.h"
 #include "select_attn_ops/error.h"
 #include "select_attn_ops/quest_block_select_paged.h"
 #include "select_attn_ops/quest_prefill_metadata.h"
@@ -25,6 +27,7 @@ namespace ffi = tvm::ffi;
 // Without this, tvm-ffi would report every exception of ours as a Python RuntimeError.
 template <typename F>
 auto MapErrors(F&& call) {
+  const Lap lap(Phase::kCall);
   try {
     return call();
   } catch (const Error& error) {
@@ -121,6 +124,24 @@ void ExportSetSimdTarget(int64_t target) {
       [&] { SetSimdTarget(target < 0 ? "" : SimdTargets().at(static_cast<size_t>(target))); });
 }
 
+// Up to three tensors, all that an operator reads and writes.
+int64_t ExportReadMemory(DLTensor* first, ffi::Optional<DLTensor*> second,
+                         ffi::Optional<DLTensor*> third, int64_t streams, int64_t prefetch_bytes,
+                         int64_t chunk_bytes, bool side_by_side) {
+  return MapErrors([&] {
+    std::vector<const DLTensor*> tensors{first};
+    for (const DLTensor* tensor : {OrNull(second), OrNull(third)}) {
+      if (tensor != nullptr) tensors.push_back(tensor);
+    }
+    return int64_t{ReadMemory(tensors, {streams, prefetch_bytes, chunk_bytes, side_by_side})};
+  });
+}
+
+void ExportSetStopwatch(bool on) { SetStopwatch(on); }
+
+// Nanoseconds, by the phase's number in kernels/cpu/stopwatch.h.
+int64_t ExportStopwatchTime(int64_t phase) { return StopwatchTime(static_cast<Phase>(phase)); }
+
 // For texts that ctypes reads: kept until the calling thread asks for the next one.
 const char* Keep(std::string text) {
   thread_local std::string kept;
@@ -163,6 +184,9 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(quest_block_select_paged, select_attn::ExportQuest
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(quest_block_select_paged_workspace_size,
                               select_attn::ExportQuestBlockSelectPagedWorkspaceSize);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(selected_block_tables, select_attn::ExportSelectedBlockTables);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_memory, select_attn::ExportReadMemory);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_stopwatch, select_attn::ExportSetStopwatch);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(stopwatch_time, select_attn::ExportStopwatchTime);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(num_threads, select_attn::ExportNumThreads);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, select_attn::ExportSetNumThreads);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(simd_target, select_attn::ExportSimdTarget);

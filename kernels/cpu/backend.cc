@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/openmp.h"
+#include "cpu/stopwatch.h"
 #include "select_attn_ops/runtime.h"
 
 namespace select_attn::cpu {
@@ -21,6 +22,7 @@ const char* Keep(std::string text) {
 template <typename Params, void (*kKernel)(const Params&)>
 const char* Run(const Params& params, DLDevice /*device*/, Stream /*stream*/) {
   try {
+    const Lap lap(Phase::kKernel);
     kKernel(params);
     return nullptr;
   } catch (const std::bad_alloc&) {

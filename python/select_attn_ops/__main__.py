@@ -1,4 +1,4 @@
-"""Command line: ``python -m select_attn_ops info``."""
+"""Command line: ``python -m select_attn_ops info`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m select_attn_ops")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print version, backends, SIMD target and threads")
-    parser.parse_args(arguments)
+    # Its options are its own affair: they need torch.
+    commands.add_parser("bench", help="measure the operators beside the memory", add_help=False)
+    options, others = parser.parse_known_args(arguments)
     try:
+        if options.command == "bench":
+            from .bench.command import main as bench
+
+            return bench(others)
+        if others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
         print(info())
-    except ValueError as error:  # an environment variable that makes no sense
+    except (ImportError, ValueError) as error:  # ValueError: an environment variable
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

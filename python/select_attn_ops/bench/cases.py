@@ -1,0 +1,395 @@
+"""What is measured: shapes, their data, the calls, and a check of what the calls return."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import (
+    quest_block_select_paged,
+    quest_prefill_metadata,
+    selected_block_tables,
+)
+from . import alternatives
+from .ceiling import touched_bytes
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MAX_SETS = 64
+
+SELECT = "quest_block_select_paged"
+PREFILL = "quest_prefill_metadata"
+TABLES = "selected_block_tables"
+
+
+class WrongResultError(AssertionError):
+    """An operator's result is not the reference's: its speed is of no interest."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of one operator.
+
+    The lengths fill the metadata blocks, so that the pools hold what is read and no more.
+    """
+
+    operator: str
+    seq_lens: tuple[int, ...]
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    block_size: int = 128
+    rows: int | None = None
+    """Rows per metadata block; None for as many as a KV block has tokens."""
+    k: int = 16
+    layout: str = "rows"
+    """``"rows"``; ``"heads_outside"``: heads outside tokens and rows; ``"half_of_last"``: keys in
+    the first half of rows that values share."""
+    tokens_since_metadata_update: int = -1
+
+    def __post_init__(self) -> None:
+        assert all(length % self.tokens_per_metadata_block == 0 for length in self.seq_lens)
+
+    @property
+    def rows_per_metadata_block(self) -> int:
+        return self.rows or self.block_size
+
+    @property
+    def tokens_per_metadata_block(self) -> int:
+        return self.rows_per_metadata_block * self.block_size
+
+    @property
+    def batch(self) -> int:
+        return len(self.seq_lens)
+
+    @property
+    def num_blocks(self) -> list[int]:
+        """KV blocks of each request."""
+        return [length // self.block_size for length in self.seq_lens]
+
+    @property
+    def lengths(self) -> str:
+        """The lengths, in short."""
+        shortest, longest = min(self.seq_lens), max(self.seq_lens)
+        if shortest == longest:
+            return tokens_text(longest)
+        return f"{tokens_text(shortest)}..{tokens_text(longest)}"
+
+    def __str__(self) -> str:
+        parts = [f"B={self.batch}"]
+        if self.operator == SELECT:
+            parts.append(f"H={self.num_heads}")
+        parts.append(f"N={self.num_kv_heads}")
+        if self.operator != TABLES:
+            parts.append(f"D={self.head_dim}")
+        parts += [f"tokens={self.lengths}", f"block={self.block_size}"]
+        if self.operator != TABLES:
+            parts.append(f"R={self.rows_per_metadata_block}")
+        if self.operator != PREFILL:
+            parts.append(f"k={self.k}")
+        if self.tokens_since_metadata_update >= 0:
+            parts.append(f"t={self.tokens_since_metadata_update}")
+        if self.layout != "rows":
+            parts.append(self.layout)
+        return " ".join(parts)
+
+
+def tokens_text(tokens: int) -> str:
+    """A length as people say it: 8k, 1M."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return str(tokens)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A shape and how to run it."""
+
+    shape: Shape
+    dtype: str = "bf16"
+    threads: int | None = None
+    """None for as many as there are."""
+    simd_target: str | None = None
+    compiled: bool = False
+    """Whether torch.compile, which takes seconds, takes part."""
+    label: str = ""
+    """What the case answers."""
+
+    @property
+    def name(self) -> str:
+        """What ``--filter`` looks at."""
+        parts = [f"{self.label}:", self.shape.operator, str(self.shape), self.dtype]
+        if self.threads is not None:
+            parts.append(f"threads={self.threads}")
+        return " ".join([*parts, self.simd_target or ""]).strip()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to be measured, with its data, in several sets that are rotated."""
+
+    operator: str
+    shape: str
+    dtype: str
+    calls: Sequence[Callable[[], object]]
+    """Per set, the operator's call."""
+    touched: Sequence[Sequence[torch.Tensor]]
+    """Per set, the tensors whose bytes are the work, at most three."""
+    bytes_per_call: int
+    """What must be read and written, whole cache lines counted."""
+    alternatives: Callable[[bool], Mapping[str, Callable[[], Sequence[Callable[[], object]]]]]
+    """By name, what makes the calls of an alternative; argument: compiled ones too."""
+    check: Callable[[], None]
+    """Runs the operator once; raises `WrongResultError`."""
+    label: str = ""
+
+    @functools.cached_property
+    def touched_bytes(self) -> int:
+        """Bytes of the cache lines that the touched tensors of one set lie on."""
+        return sum(touched_bytes(tensor) for tensor in self.touched[0])
+
+
+def _noise(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, shift: float = 0
+) -> torch.Tensor:
+    """Normal numbers, repeated: quick to make, and no two pages of the same physical memory."""
+    generator = torch.Generator().manual_seed(0)
+    count = math.prod(shape)
+    # An odd length, so that no two rows of a power of two are alike.
+    tile = (torch.randn(min(count, 1_000_003), generator=generator) + shift).to(dtype).to(device)
+    noise = torch.empty(count, dtype=dtype, device=device)
+    for start in range(0, count, len(tile)):
+        part = noise[start : start + len(tile)]
+        part.copy_(tile[: len(part)])
+    return noise.view(*shape)
+
+
+def _pool(
+    blocks: int, rows: int, shape: Shape, dtype: torch.dtype, device: torch.device, shift: float = 0
+) -> torch.Tensor:
+    """``[blocks, rows, N, D]`` in the layout of the shape."""
+    heads, dim = shape.num_kv_heads, shape.head_dim
+    if shape.layout == "rows":
+        return _noise((blocks, rows, heads, dim), dtype, device, shift)
+    if shape.layout == "heads_outside":
+        return _noise((blocks, heads, rows, dim), dtype, device, shift).transpose(1, 2)
+    return _noise((blocks, rows, heads, 2 * dim), dtype, device, shift)[..., :dim]
+
+
+def _tables(
+    counts: Sequence[int], generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """Tables that give every request `counts` blocks of a pool, shuffled; 0 behind them."""
+    order = torch.randperm(sum(counts), generator=generator).int()
+    tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
+    start = 0
+    for row, count in zip(tables, counts, strict=True):
+        row[:count] = order[start : start + count]
+        start += count
+    return tables.to(device)
+
+
+def _set_count(bytes_per_set: int, rotated_bytes: int) -> int:
+    return max(1, min(MAX_SETS, -(-rotated_bytes // bytes_per_set)))
+
+
+def _numbers(counts: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every block of every request, the request and the number of the block in it."""
+    request = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    number = torch.cat([torch.arange(count) for count in counts])
+    return request.to(device), number.to(device)
+
+
+def build(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
+    """Make the data of a case: sets of inputs of `rotated_bytes` or so in all."""
+    builders = {SELECT: _build_select, PREFILL: _build_prefill, TABLES: _build_tables}
+    return builders[spec.shape.operator](spec, device, rotated_bytes)
+
+
+def _case(
+    spec: Spec,
+    calls: Sequence[Callable[[], object]],
+    touched: Sequence[Sequence[torch.Tensor]],
+    bytes_per_call: int,
+    problems: Sequence[Any],
+    check: Callable[[], None],
+) -> Case:
+    def prepared(compiled: bool) -> dict[str, Callable[[], Sequence[Callable[[], object]]]]:
+        ways = alternatives.alternatives(compiled)
+        return {name: functools.partial(prepare, problems) for name, prepare in ways.items()}
+
+    return Case(
+        operator=spec.shape.operator,
+        shape=str(spec.shape),
+        dtype="int32" if spec.shape.operator == TABLES else spec.dtype,
+        calls=calls,
+        touched=touched,
+        bytes_per_call=bytes_per_call,
+        alternatives=prepared,
+        check=check,
+        label=spec.label,
+    )
+
+
+def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
+    s, dtype = spec.shape, DTYPES[spec.dtype]
+    rows = s.rows_per_metadata_block
+    blocks = [count // rows for count in s.num_blocks]
+    row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
+    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes)
+    maxima = _pool(sets * sum(blocks), rows, s, dtype, device)
+    minima = _pool(sets * sum(blocks), rows, s, dtype, device, shift=-4)
+    generator = torch.Generator().manual_seed(1)
+    seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
+    out = torch.empty(s.batch, s.num_kv_heads, s.k, dtype=torch.int32, device=device)
+    since = s.tokens_since_metadata_update
+    options: dict[str, Any] = {
+        "block_size": s.block_size,
+        "tokens_since_metadata_update": since,
+        "out": out,
+    }
+
+    scored, forced = sum(s.num_blocks), None
+    if since >= 0:
+        window = -(-since // s.block_size)
+        scored -= s.batch * (window + 1)
+        numbers = torch.arange(max(s.num_blocks), device=device)[None]
+        ends = torch.tensor(s.num_blocks, device=device)[:, None]
+        forced = (numbers == 0) | (numbers >= ends - window)
+    calls, touched, problems = [], [], []
+    for part_max, part_min in zip(maxima.chunk(sets), minima.chunk(sets), strict=True):
+        query = _noise((s.batch, s.num_heads, s.head_dim), dtype, device)
+        tables = _tables(blocks, generator, device)
+        arguments = (query, part_max, part_min, tables, seq_lens)
+        calls.append(functools.partial(quest_block_select_paged, *arguments, **options))
+        touched.append((part_max, part_min))
+        per_row = None
+        if len(set(s.seq_lens)) > 1:
+            request, number = _numbers(s.num_blocks, device)
+            block = tables[request, number // rows].long()
+            per_row = (block, number % rows, request, number)
+        problems.append(
+            alternatives.SelectionProblem(
+                query, part_max, part_min, tables, per_row, max(s.num_blocks), forced, s.k
+            )
+        )
+
+    @functools.cache
+    def scores() -> torch.Tensor:
+        return alternatives.scores(problems[0])
+
+    def check() -> None:
+        out.fill_(-7)
+        calls[0]()
+        reference = scores()
+        listed = min(s.k, min(s.num_blocks))
+        selected = out[..., :listed].long()
+        if int(selected.min()) < 0 or int(selected.max()) >= max(s.num_blocks):
+            raise WrongResultError("a block that does not exist is selected")
+        expected = reference.topk(listed).values
+        got = reference.gather(2, selected).sort(-1, descending=True).values
+        if not torch.allclose(got, expected, rtol=1e-4, atol=1e-3):
+            raise WrongResultError("the selected blocks are not the best ones")
+        ordered = selected.sort(-1).values
+        if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+            raise WrongResultError("a block is selected twice")
+
+    bytes_per_call = 2 * scored * row_bytes + problems[0].query.nbytes + out.nbytes
+    return _case(spec, calls, touched, bytes_per_call, problems, check)
+
+
+def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
+    s, dtype = spec.shape, DTYPES[spec.dtype]
+    rows = s.rows_per_metadata_block
+    kv_blocks = sum(s.num_blocks)
+    metadata_blocks = [count // rows for count in s.num_blocks]
+    row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
+    sets = _set_count(kv_blocks * (s.block_size + 2) * row_bytes, rotated_bytes)
+    keys = _pool(sets * kv_blocks, s.block_size, s, dtype, device)
+    maxima = _pool(sets * sum(metadata_blocks), rows, s, dtype, device)
+    minima = _pool(sets * sum(metadata_blocks), rows, s, dtype, device)
+    generator = torch.Generator().manual_seed(1)
+    seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
+    request, number = _numbers(s.num_blocks, device)
+    calls, touched, problems = [], [], []
+    for part, part_max, part_min in zip(
+        keys.chunk(sets), maxima.chunk(sets), minima.chunk(sets), strict=True
+    ):
+        tables = _tables(s.num_blocks, generator, device)
+        metadata_tables = _tables(metadata_blocks, generator, device)
+        arguments = (part, tables, seq_lens, metadata_tables, part_max, part_min)
+        calls.append(functools.partial(quest_prefill_metadata, *arguments))
+        touched.append((part, part_max, part_min))
+        problems.append(
+            alternatives.MetadataProblem(
+                part,
+                tables[request, number].long(),
+                metadata_tables[request, number // rows].long(),
+                number % rows,
+                part_max,
+                part_min,
+            )
+        )
+
+    pools = touched[0][1:]
+
+    @functools.cache
+    def expected() -> list[torch.Tensor]:
+        alternatives.prefill_metadata(problems[0])
+        return [pool.clone() for pool in pools]
+
+    def check() -> None:
+        references = expected()
+        for pool in pools:
+            pool.fill_(float("nan"))
+        calls[0]()
+        for name, pool, reference in zip(
+            ("maxblocks", "minblocks"), pools, references, strict=True
+        ):
+            if not torch.equal(pool, reference):
+                raise WrongResultError(f"{name} are not what the reference writes")
+
+    work = sum(map(touched_bytes, touched[0]))
+    return _case(spec, calls, touched, work, problems, check)
+
+
+def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
+    s = spec.shape
+    generator = torch.Generator().manual_seed(1)
+    width = max(s.num_blocks)
+    seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
+    size = (s.batch, s.num_kv_heads, s.k)
+    sets = _set_count(4 * (2 * math.prod(size) + s.batch * width), rotated_bytes)
+    tables_out = torch.empty(size, dtype=torch.int32, device=device)
+    lens_out = torch.empty(size[:2], dtype=torch.int32, device=device)
+    outputs: dict[str, Any] = {"out": tables_out, "lens_out": lens_out}
+    calls, touched, problems = [], [], []
+    for _ in range(sets):
+        first = torch.randint(width, (*size[:2], 1), generator=generator)
+        steps = torch.randperm(width, generator=generator)[: s.k]
+        chosen = ((first + steps) % width).int().to(device)
+        tables = _tables(s.num_blocks, generator, device)
+        calls.append(
+            functools.partial(
+                selected_block_tables, chosen, tables, seq_lens, block_size=s.block_size, **outputs
+            )
+        )
+        touched.append((chosen, tables, tables_out))
+        problems.append(alternatives.TablesProblem(chosen, tables, seq_lens, s.block_size))
+
+    def check() -> None:
+        calls[0]()
+        expected = alternatives.block_tables(problems[0])
+        for name, mine, reference in zip(
+            ("tables", "lens"), (tables_out, lens_out), expected, strict=True
+        ):
+            if not torch.equal(mine, reference):
+                raise WrongResultError(f"{name} are not the reference's")
+
+    work = sum(map(touched_bytes, touched[0]))
+    return _case(spec, calls, touched, work, problems, check)

@@ -1,0 +1,162 @@
+"""The read ceiling: how fast the very memory of an operator can be read, by the best of many ways.
+
+A single way would not do: how many places are read at once, whether and how far ahead is
+prefetched, how wide the vectors are and how the work is cut all cost or gain up to a half, and
+which is best differs between machines, between one thread and many, and with gaps in the data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .. import runtime
+from .._library import LIB
+from .measuring import Clock, Contender, Turns
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+# To find the best ways: each round's share of them goes on to the next round.
+_ROUNDS = ((2, 24), (3, 8), (5, 3))
+# What a calibration reads of larger data.
+_CALIBRATION_BYTES = 64 * _MIB
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read; see ``kernels/cpu/read_memory.h``."""
+
+    simd_target: str
+    streams: int
+    prefetch_bytes: int
+    chunk_bytes: int
+    side_by_side: bool
+    with_gaps: bool
+    """The gaps between the rows are read as well, though they do not count."""
+
+    def __str__(self) -> str:
+        parts = [self.simd_target, f"{self.streams} streams"]
+        if self.side_by_side:
+            parts.append("over the tensors")
+        if self.prefetch_bytes:
+            parts.append(f"prefetch {self.prefetch_bytes} B")
+        parts.append(f"{self.chunk_bytes // _KIB} KiB chunks" if self.chunk_bytes else "shares")
+        if self.with_gaps:
+            parts.append("gaps too")
+        return ", ".join(parts)
+
+
+def span(tensor: torch.Tensor) -> torch.Tensor:
+    """Everything from a tensor's first element to its last, gaps included, as one dimension."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((last + 1,), (1,))
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no gaps, in whatever order its dimensions are."""
+    return span(tensor).numel() == tensor.numel()
+
+
+def touched_bytes(tensor: torch.Tensor, line: int = 64) -> int:
+    """Bytes of the cache lines that a tensor with contiguous rows lies on."""
+    item = tensor.element_size()
+    if is_dense(tensor):
+        return tensor.numel() * item
+    order = sorted(
+        (s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1
+    )  # smallest stride first
+    row = 1
+    while order and order[0][0] == row:
+        row *= order.pop(0)[1]
+    starts = torch.tensor([tensor.data_ptr() % line])
+    for stride, count in order:
+        starts = (starts[None] + torch.arange(count)[:, None] * stride * item).flatten()
+    first = starts // line
+    last = (starts + row * item - 1) // line
+    shared = (first[1:] == last[:-1]).sum()  # with the row before
+    return int(((last - first + 1).sum() - shared) * line)
+
+
+def ways_to_read(tensors: Sequence[torch.Tensor]) -> list[Way]:
+    """All ways that are worth a try with these tensors."""
+    # Narrower vectors than those of the best two targets do not win, and a byte each is no way.
+    targets = [target for target in runtime.simd_targets() if target != "SCALAR"][:2]
+    targets = targets or ["SCALAR"]
+    alike = len(tensors) > 1 and len({(t.shape, t.stride()) for t in tensors}) == 1
+    ways = [
+        Way(*way, with_gaps=False)
+        for way in itertools.product(
+            targets, (1, 2, 4, 8), (0, 256, 1024), (0, _MIB, 256 * _KIB, 64 * _KIB), (False, True)
+        )
+        if not way[4] or (alike and way[1] % len(tensors) == 0)
+    ]
+    gappy = [tensor for tensor in tensors if not is_dense(tensor)]
+    if gappy and all(span(tensor).numel() <= 4 * tensor.numel() for tensor in gappy):
+        ways += [
+            Way(target, streams, 0, chunk, False, with_gaps=True)
+            for target, streams, chunk in itertools.product(targets, (1, 2, 4), (0, _MIB))
+        ]
+    return ways
+
+
+def reader(sets: Sequence[Sequence[torch.Tensor]], way: Way) -> Contender:
+    """Read each of these sets of tensors in its turn."""
+    arguments = []
+    for tensors in sets:
+        spans = [span(tensor) if way.with_gaps else tensor for tensor in tensors]
+        arguments.append([*spans, None, None][:3])
+    options = (way.streams, way.prefetch_bytes, way.chunk_bytes, way.side_by_side)
+    read_memory = LIB.read_memory
+    return Contender(lambda turn: read_memory(*arguments[turn], *options), way.simd_target)
+
+
+def _first(tensor: torch.Tensor, share: float) -> torch.Tensor:
+    """The first part of a tensor."""
+    return tensor[: max(int(share * len(tensor)), 1)]
+
+
+class Ceiling:
+    """Finds the best ways to read, and remembers which are worth a try the next time."""
+
+    def __init__(self, clock: Clock) -> None:
+        if clock.device.type != "cpu":
+            raise NotImplementedError(f"no read ceiling for {clock.device} in this version")
+        self._clock = clock
+        self._known: dict[object, list[Way]] = {}
+
+    def best(self, sets: Sequence[Sequence[torch.Tensor]]) -> list[tuple[Way, Contender]]:
+        """Find the best three ways to read these sets of tensors with the threads now set."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in sets[0])
+        share = min(_CALIBRATION_BYTES / size, 1)
+        parts = [[_first(tensor, share) for tensor in tensors] for tensors in sets]
+        # Where nothing is between the rows, their length makes no difference.
+        kinds = tuple(is_dense(tensor) or tensor.shape[1:] for tensor in sets[0])
+        key = (runtime.get_num_threads(), kinds, min(size, _CALIBRATION_BYTES).bit_length())
+        ways = self._known.get(key) or ways_to_read(sets[0])
+        turns = Turns(len(sets))
+        for repeats, keep in _ROUNDS:
+            ways = self._best_of(ways, parts, turns, repeats, keep)
+            self._known.setdefault(key, ways)
+        return [(way, reader(sets, way)) for way in ways]
+
+    def _best_of(
+        self,
+        ways: Sequence[Way],
+        sets: Sequence[Sequence[torch.Tensor]],
+        turns: Turns,
+        repeats: int,
+        keep: int,
+    ) -> list[Way]:
+        if len(ways) <= keep:
+            return list(ways)
+        contenders = [reader(sets, way) for way in ways]
+        taken: list[list[float]] = [[] for _ in ways]
+        for _ in range(repeats):
+            for contender, seconds in zip(contenders, taken, strict=True):
+                seconds.append(contender.seconds(self._clock, turns.next()))
+        order = sorted(range(len(ways)), key=lambda i: statistics.median(taken[i]))
+        return [ways[i] for i in order[:keep]]

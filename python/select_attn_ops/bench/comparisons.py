@@ -1,0 +1,168 @@
+"""The lines of the table of speed that compare times with each other, not with the ceiling."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from .. import runtime
+from .._library import LIB
+from .cases import SELECT, Shape, Spec, build
+from .measuring import Contender, Turns, interleave
+from .runner import Runner, by_turn
+
+# The numbers of phases in kernels/cpu/stopwatch.h.
+_CALL, _KERNEL, _SCORING, _SELECTION = range(4)
+
+_K = 1 << 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure of the table of speed."""
+
+    label: str
+    what: str
+    value: float | None
+    """None where it cannot be told; the note says why."""
+    limit: float
+    """What it should be at most."""
+    unit: str = ""
+    note: str = ""
+
+
+def top_k(runner: Runner) -> list[Finding]:
+    """Selecting the best 64 of 8192 scores, as a share of computing them."""
+    shape = Shape(SELECT, (8192 * 16,), num_heads=4, num_kv_heads=1, block_size=16, k=64)
+    case = runner.build(Spec(shape))
+    shares = []
+    with runner.setting(threads=1):
+        case.check()
+        for number in range(_repeats(runner, 100)):
+            LIB.set_stopwatch(True)
+            case.calls[number % len(case.calls)]()
+            scoring = LIB.stopwatch_time(_SCORING)
+            if scoring > 0:
+                shares.append(LIB.stopwatch_time(_SELECTION) / scoring)
+        LIB.set_stopwatch(False)
+    found = Finding("line 6", "top 64 of 8192 scores, over the time of scoring them", None, 0.1)
+    if not shares:
+        return [replace(found, note="the kernel does not time its passes")]
+    return [replace(found, value=statistics.median(shares))]
+
+
+def call_overhead(runner: Runner) -> list[Finding]:
+    """What a call of the Python function costs beside the C++ call, and that beside the kernel."""
+    shape = Shape(SELECT, (16 * _K,))
+    case = build(Spec(shape), runner.device, 1)
+    call = case.calls[0]
+    python, cpp = [], []
+    with runner.setting():
+        case.check()
+        for _ in range(_repeats(runner, 2000)):
+            LIB.set_stopwatch(True)
+            start = time.perf_counter_ns()
+            call()
+            taken = time.perf_counter_ns() - start
+            python.append(taken - LIB.stopwatch_time(_CALL))
+            cpp.append(LIB.stopwatch_time(_CALL) - LIB.stopwatch_time(_KERNEL))
+        LIB.set_stopwatch(False)
+    texts = ("Python call over C++ call", "C++ call over the kernel")
+    return [
+        Finding("line 7", f"{text}, B=1, 16k tokens", statistics.median(times) / 1e3, limit, "us")
+        for text, times, limit in zip(texts, (python, cpp), (5.0, 1.0), strict=True)
+    ]
+
+
+def linearity(runner: Runner) -> list[Finding]:
+    """The time of a long request over that of a shorter one, per token."""
+    short, long = (16 * _K, 128 * _K) if runner.effort.small else (128 * _K, 1024 * _K)
+    cases = [
+        build(Spec(Shape(SELECT, (tokens,), rows=64)), runner.device, runner.rotated_bytes)
+        for tokens in (short, long)
+    ]
+    with runner.setting():
+        for case in cases:
+            case.check()
+        contenders = [Contender(by_turn(case.calls), runner.simd_target) for case in cases]
+        turns = Turns(max(len(case.calls) for case in cases))
+        (short_times, long_times), _ = interleave(runner.clock, contenders, turns, runner.effort)
+    ratios = [b / a / (long / short) for a, b in zip(short_times, long_times, strict=True)]
+    what = f"time of {long // _K}k tokens over {long // short} times that of {short // _K}k"
+    return [Finding("line 8", what, statistics.median(ratios), 1.1)]
+
+
+def between_torch(runner: Runner) -> list[Finding]:
+    """The time of a call between torch operators on all cores over that of the call alone."""
+    found = []
+    for way, limit in (("openmp", 1.1), ("pool", 1.5)):
+        finding = Finding("line 9", f"call after a matmul over alone, threads: {way}", None, limit)
+        command = [sys.executable, "-m", __name__, "small" if runner.effort.small else "large"]
+        environment = os.environ | {
+            "SELECT_ATTN_PARALLEL": way,
+            "SELECT_ATTN_NUM_THREADS": str(runner.threads),
+            "SELECT_ATTN_SIMD_TARGET": runner.simd_target,
+        }
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            finding = replace(finding, value=json.loads(done.stdout))
+        else:
+            lines = done.stderr.strip().splitlines() or ["it failed without a word"]
+            finding = replace(finding, note=lines[-1])
+        found.append(finding)
+    return found
+
+
+def _between_torch_here(batch: int, rounds: int) -> float:
+    """The ratio of `between_torch` with the threads that this process is set to use."""
+    case = build(Spec(Shape(SELECT, (64 * _K,) * batch)), torch.device("cpu"), 1 << 27)
+    torch.set_num_threads(runtime.get_num_threads())
+    matrix = torch.randn(768, 768)
+    turns = Turns(len(case.calls))
+    case.check()
+
+    def seconds() -> float:
+        call = case.calls[turns.next()]
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    ratios = []
+    for _ in range(rounds):
+        time.sleep(0.02)  # torch's threads fall asleep
+        seconds()  # wakes the library's
+        alone = [seconds() for _ in range(5)]
+        torch.mm(matrix, matrix)
+        seconds()
+        between = []
+        for _ in range(5):
+            torch.mm(matrix, matrix)
+            between.append(seconds())
+        ratios.append(statistics.median(between) / statistics.median(alone))
+    return statistics.median(ratios)
+
+
+def _repeats(runner: Runner, usual: int) -> int:
+    return min(usual, 20) if runner.effort.small else usual
+
+
+COMPARISONS: dict[str, Callable[[Runner], list[Finding]]] = {
+    "line 6: top-k beside scoring": top_k,
+    "line 7: overhead of a call": call_overhead,
+    "line 8: long beside longer": linearity,
+    "line 9: between torch operators": between_torch,
+}
+"""By the name that ``--filter`` looks at."""
+
+
+if __name__ == "__main__":  # a process of its own, for `between_torch`
+    _small = sys.argv[1:] == ["small"]
+    print(json.dumps(_between_torch_here(*((1, 2) if _small else (32, 20)))))

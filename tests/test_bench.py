@@ -1,0 +1,472 @@
+"""The benchmark: that it measures the right thing and says so. No test here depends on a speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from select_attn_ops import __main__ as command_line
+from select_attn_ops import bench, runtime, set_num_threads
+from select_attn_ops._library import LIB
+from select_attn_ops.bench import alternatives, cases, ceiling, command, comparisons, runner
+from select_attn_ops.bench.cases import PREFILL, SELECT, TABLES, Shape, Spec
+from select_attn_ops.bench.measuring import (
+    QUICK,
+    Clock,
+    Contender,
+    Spread,
+    Turns,
+    interleave,
+    last_cache_bytes,
+)
+from select_attn_ops.bench.suites import SUITES, quick
+
+CPU = torch.device("cpu")
+SMALL = ["--quick", "--suite", "context"]
+
+
+# All there are, with a gap behind every row.
+WAYS = ceiling.ways_to_read([torch.zeros(2, 2, 64)[..., :32]] * 2)
+
+
+# --- the reader
+
+
+@st.composite
+def strided_bytes(draw: st.DrawFn) -> torch.Tensor:
+    """Zeros in any strides that reduce to two levels of rows, ones in all gaps."""
+    dims = draw(st.integers(1, 3))
+    shape = [draw(st.integers(1, 7)) for _ in range(dims)]
+    shape[-1] = draw(st.sampled_from([1, 2, 31, 64, 100, 256, 700]))
+    strides, running = [0] * dims, 1
+    for dim in reversed(range(dims)):
+        strides[dim] = running
+        running = running * shape[dim] + draw(st.sampled_from([0, 0, 1, 64, 192]))
+    offset = draw(st.integers(0, 70))
+    flat = torch.full((offset + running,), 0xFF, dtype=torch.uint8)
+    tensor = flat.as_strided(shape, strides, offset)
+    tensor.zero_()
+    return tensor.permute(*draw(st.permutations(range(dims))))
+
+
+@given(data=st.data(), tensor=strided_bytes())
+@settings(max_examples=300)
+def test_reader_reads_every_byte_and_no_gap(data: st.DataObject, tensor: torch.Tensor) -> None:
+    runtime.set_simd_target(data.draw(st.sampled_from(runtime.simd_targets())))
+    set_num_threads(data.draw(st.integers(1, 4)))
+    streams = data.draw(st.sampled_from([1, 2, 4, 8]))
+    prefetch = data.draw(st.sampled_from([0, 64, 1000]))
+    chunk = data.draw(st.sampled_from([0, 1, 100, 4096]))
+    options = (streams, prefetch, chunk, False)
+    assert LIB.read_memory(tensor, None, None, *options) == 0
+    at = tuple(data.draw(st.integers(0, size - 1)) for size in tensor.shape)
+    bit = 1 << data.draw(st.integers(0, 7))
+    tensor[at] = bit
+    assert LIB.read_memory(tensor, None, None, *options) == bit
+    nothing = torch.zeros(1000, dtype=torch.uint8)
+    assert LIB.read_memory(nothing, tensor, nothing, *options) == bit
+    assert LIB.read_memory(nothing, nothing, tensor, *options) == bit
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "way", ceiling.ways_to_read([torch.zeros(2, 2, 64)[..., :32]] * 2), ids=str
+)
+def test_every_way_to_read(way: ceiling.Way, dtype: torch.dtype) -> None:
+    pools = torch.zeros(2, 64, 2, 300, dtype=dtype)
+    tensors = [pool[..., :256] for pool in pools]
+    contender = ceiling.reader([tensors], way)
+    runtime.set_simd_target(way.simd_target)
+    assert contender.call(0) == 0
+    for tensor in tensors:
+        for at in ((0, 0, 0), (31, 1, 255), (63, 1, 255)):
+            tensor[at] = -0.0  # one bit, the highest of a byte
+            assert contender.call(0) == 0x80
+            tensor[at] = 0
+
+
+def test_touched_bytes() -> None:
+    dense = torch.zeros(4, 8, 16)
+    assert ceiling.touched_bytes(dense) == dense.nbytes
+    assert ceiling.touched_bytes(dense.transpose(0, 1)) == dense.nbytes
+    halves = torch.zeros(4, 8, 32)
+    assert halves.data_ptr() % 64 == 0
+    assert ceiling.touched_bytes(halves[..., :16]) == 4 * 8 * 64
+    assert ceiling.touched_bytes(halves[..., 1:16]) == 4 * 8 * 64
+    assert ceiling.touched_bytes(halves[..., 8:24]) == 4 * 8 * 128
+    # Rows of 8 bytes every 16: four rows share a line.
+    assert ceiling.touched_bytes(torch.zeros(64, 4)[:, :2]) == 64 * 16
+    assert ceiling.touched_bytes(halves[:, 2:4]) == 4 * 2 * 128
+    assert ceiling.touched_bytes(halves[:, 2:4, :16]) == 4 * 2 * 64
+
+
+def test_ways_cover_what_a_ceiling_must() -> None:
+    """Streams, with and without prefetch, two vector widths, and max and min side by side."""
+    ways = ceiling.ways_to_read([torch.zeros(4, 64)] * 2)
+    targets = [target for target in runtime.simd_targets() if target != "SCALAR"][:2]
+    for target in targets:
+        for streams in (1, 2, 4, 8):
+            mine = [w for w in ways if (w.simd_target, w.streams) == (target, streams)]
+            assert {bool(w.prefetch_bytes) for w in mine} == {False, True}
+            assert {w.chunk_bytes for w in mine} >= {0, 1 << 20, 1 << 18, 1 << 16}
+            assert streams == 1 or any(w.side_by_side for w in mine)
+    assert not any(w.with_gaps for w in ways)
+    assert not any(
+        w.side_by_side for w in ceiling.ways_to_read([torch.zeros(4, 64), torch.zeros(64)])
+    )
+
+
+def test_ceiling_narrows_down_to_three_ways() -> None:
+    tensors = [torch.ones(1 << 14), torch.ones(1 << 14)]
+    finder = ceiling.Ceiling(Clock(CPU))
+    assert len(finder.best([tensors])) == 3
+    assert len({way for way, _ in finder.best([tensors])}) == 3  # now among what it remembers
+
+
+def test_no_ceiling_for_other_devices() -> None:
+    with pytest.raises(NotImplementedError, match="no read ceiling for meta in this version"):
+        ceiling.Ceiling(Clock(torch.device("meta")))
+
+
+# --- the stopwatch
+
+
+def test_stopwatch() -> None:
+    case = cases.build(Spec(Shape(SELECT, (16384,))), CPU, 1)
+    LIB.set_stopwatch(True)
+    case.calls[0]()
+    call, kernel = LIB.stopwatch_time(0), LIB.stopwatch_time(1)
+    LIB.set_stopwatch(False)
+    assert call > kernel > 0
+    case.calls[0]()
+    assert (LIB.stopwatch_time(0), LIB.stopwatch_time(1)) == (call, kernel)
+    LIB.set_stopwatch(True)
+    assert LIB.stopwatch_time(1) == 0
+    LIB.set_stopwatch(False)
+
+
+# --- measuring
+
+
+class FakeClock(Clock):
+    """Every call takes a second; keeps who was called."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.settled = 0
+
+    def seconds(self, call: object) -> float:
+        call()  # type: ignore[operator]
+        return 1.0
+
+    def settle(self) -> None:
+        self.settled += 1
+
+
+def test_rounds_interleave_and_rotate() -> None:
+    seen: list[tuple[str, int]] = []
+    contenders = [Contender(lambda turn, name=name: seen.append((name, turn))) for name in "abc"]
+    rare = [Contender(lambda turn: seen.append(("rare", turn)))]
+    effort = replace(QUICK, seconds=0.0, least_rounds=4, most_rounds=9)
+    clock = FakeClock()
+    seconds, rare_seconds = interleave(clock, contenders, Turns(5), effort, rare)
+    assert [len(taken) for taken in seconds] == [4, 4, 4]
+    assert rare_seconds == [[1.0]]  # too long for a second time
+    assert clock.settled == 4
+    assert [turn for _, turn in seen] == [i % 5 for i in range(len(seen))]
+    names = [name for name, _ in seen]
+    assert names[:3] == list("abc")  # once unmeasured
+    assert names[3:8] == ["a", "b", "c", "rare", "a"]
+    assert names[8:11] == ["b", "c", "a"]
+
+
+def test_spread() -> None:
+    assert Spread.of([3.0]) == Spread(3, 3, 3)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3, 2, 4)
+
+
+def test_last_cache() -> None:
+    assert last_cache_bytes() >= 1 << 17
+
+
+# --- cases
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites(name: str) -> None:
+    specs = SUITES[name]()
+    assert len(set(specs)) == len({spec.name for spec in specs}) == len(specs)
+    assert all(spec.label for spec in specs)
+
+
+def test_suites_have_what_the_speed_is_judged_by() -> None:
+    lines = {spec.label for spec in SUITES["speed"]()} | {
+        name.split(":")[0] for name in comparisons.COMPARISONS
+    }
+    assert lines == {f"line {number}" for number in range(1, 11)}
+    first = [spec for spec in SUITES["speed"]() if spec.label in ("line 1", "line 2")]
+    assert {(s.shape.operator, s.dtype, s.threads) for s in first} == {
+        (operator, dtype, threads)
+        for operator in (SELECT, PREFILL)
+        for dtype in ("fp16", "bf16")
+        for threads in (1, None)
+    }
+    assert {s.simd_target for s in SUITES["speed"]() if s.label == "line 10"} == {"AVX2"}
+    context = [spec.shape.seq_lens for spec in SUITES["context"]()]
+    assert min(context) == (8192,)
+    assert max(context) == (1 << 20,)
+
+
+SPECS = [
+    *quick([spec for suite in SUITES.values() for spec in suite()]),
+    Spec(Shape(SELECT, (4096, 8192), num_heads=4, num_kv_heads=2, rows=32, k=40)),
+    Spec(Shape(TABLES, (16384,) * 3, num_kv_heads=2, k=16)),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_cases_agree_with_their_reference(spec: Spec) -> None:
+    case = cases.build(replace(spec, shape=spec.shape), CPU, 1 << 20)
+    case.check()
+    assert case.bytes_per_call > 0
+    assert len({len(case.calls), len(case.touched)}) == 1
+    for prepare in case.alternatives(False).values():
+        calls = prepare()
+        assert len(calls) == len(case.calls)
+        calls[-1]()
+        case.calls[-1]()
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (SELECT, "does not exist"),
+        (PREFILL, "maxblocks are not what the reference writes"),
+        (TABLES, "tables are not the reference's"),
+    ],
+)
+def test_a_wrong_result_is_not_measured(
+    operator: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cases, operator, lambda *arguments, **options: None)
+    assert command.main(["--quick", "--suite", "shapes", "--filter", operator]) == 1
+    printed = capsys.readouterr()
+    assert "WRONG RESULT: " in printed.out
+    assert message in printed.out
+    assert "not to be trusted" in printed.err
+
+
+def test_subtly_wrong_selections(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Spec(Shape(SELECT, (16384,), k=8))
+
+    def checked(damage: object) -> None:
+        def operator(*arguments: torch.Tensor, out: torch.Tensor, **options: object) -> None:
+            real(*arguments, out=out, **options)
+            damage(out)  # type: ignore[operator]
+
+        real = cases.quest_block_select_paged
+        with monkeypatch.context() as patch:
+            patch.setattr(cases, "quest_block_select_paged", operator)
+            cases.build(spec, CPU, 1).check()
+
+    def worst(out: torch.Tensor) -> None:
+        chosen = set(out[0, 3].tolist())
+        out[0, 3, 7] = next(j for j in range(128) if j not in chosen)
+
+    checked(lambda out: None)
+    checked(lambda out: out.copy_(out.flip(-1)))  # the order is for the tests of the operator
+    with pytest.raises(cases.WrongResultError, match="not the best"):
+        checked(worst)
+    with pytest.raises(cases.WrongResultError, match="does not exist"):
+        checked(lambda out: out[0, 0, 7:].fill_(-1))
+
+
+# --- alternatives
+
+
+def test_a_compiler_that_fails_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile(function: object, **options: object) -> object:
+        def fail(problem: object) -> None:
+            raise RuntimeError("no working C++ compiler\nand much more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(alternatives, "_compiled", {})
+    measurer = runner.Runner(CPU, QUICK)
+    result = measurer.run(Spec(Shape(SELECT, (16384,)), compiled=True))
+    assert result.skipped == {"torch.compile": "no working C++ compiler"}
+    assert list(result.alternatives) == ["torch"]
+
+
+def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setitem(
+        alternatives.PEERS, "peer", lambda problems: [lambda: calls.append(1)] * len(problems)
+    )
+    result = runner.Runner(CPU, QUICK).run(Spec(Shape(SELECT, (16384,))))
+    assert result.best_alternative == "peer"
+    assert calls
+
+
+# --- the command
+
+
+def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json, picture = tmp_path / "run.json", tmp_path / "run.png"
+    before = (runtime.get_num_threads(), runtime.simd_target(), torch.get_num_threads())
+    options = ["--filter", "context|line [18]:", "--json", str(run_json), "--plot", str(picture)]
+    assert command.main(["--quick", *options]) == 0
+    assert (runtime.get_num_threads(), runtime.simd_target(), torch.get_num_threads()) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert "threads |" in lines[0]
+    assert "commit" in lines[0]
+    assert lines[1].startswith("read ceiling ")
+    assert sum("of the ceiling" in line and "x torch" in line for line in lines) == 3
+    table = lines[lines.index("the table of speed") + 1 :]
+    assert [line.split()[:2] for line in table] == [["line", "1"], ["line", "8"]]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    run = json.loads(run_json.read_text())
+    assert run["schema"] == 1
+    assert set(run) == {"schema", "header", "cases", "findings"}
+    assert set(run["header"]) == {
+        *("device", "threads", "ceilings_gb_per_s", "simd_target", "simd_targets", "commit"),
+        *("last_cache_bytes", "select_attn_ops", "torch", "python", "platform"),
+    }
+    assert {case["label"] for case in run["cases"]} == {"line 1", "context"}
+    for case in run["cases"]:
+        assert set(case) == {
+            *("label", "operator", "shape", "dtype", "threads", "simd_target", "seconds"),
+            *("bytes", "gb_per_s", "ceiling", "share", "credible", "alternatives", "skipped"),
+            *("speedup", "sets", "rounds"),
+        }
+        assert set(case["seconds"]) == set(case["share"]) == {"median", "low", "high"}
+        assert set(case["ceiling"]) == {"gb_per_s", "way"}
+        assert case["seconds"]["median"] > 0
+        assert case["speedup"] > 0
+    (finding,) = run["findings"]
+    assert finding.pop("value") > 0
+    assert finding == {
+        "label": "line 8",
+        "what": "time of 128k tokens over 8 times that of 16k",
+        "limit": 1.1,
+        "unit": "",
+        "note": "",
+    }
+
+
+def test_options_replace_what_the_suites_say(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--list", "--suite", "context", "--filter", "tokens=8k", "--dtype", "fp16", "fp32"]
+    target = runtime.simd_targets()[-1]
+    assert command.main([*arguments, "--threads", "1", "3", "--simd-target", target]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) == 2 * 2 * 2
+    assert all(name.startswith("context: ") and name.endswith(target) for name in names)
+    assert {name.split()[-3] for name in names} == {"fp16", "fp32"}
+    assert {name.split()[-2] for name in names} == {"threads=1", "threads=3"}
+
+
+def test_a_ceiling_that_is_no_ceiling(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "QUICK", replace(QUICK, small=False))
+    monkeypatch.setattr(runner, "CREDIBLE_SHARE", 0.0)
+    assert command.main([*SMALL, "--filter", SELECT]) == 1
+    printed = capsys.readouterr()
+    assert "THE CEILING IS WRONG" in printed.out
+    assert "not to be trusted" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--filter", "no such case"], "no case is left: --list prints those there are"),
+        (["--device", "cuda"], "this version has operators for the CPU only, not for cuda"),
+        (["--device", "abacus"], "torch does not know the device abacus"),
+        (["--suite", "speed", "--plot", "x.png"], "--plot draws the cases of the suite context"),
+        (["--suite", "context", "--threads", "0"], "must be in [1, 65536], got 0"),
+    ],
+)
+def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["bench", "--quick", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bench", "--suite", "nonsense"], ["bench", "--filter", "("], ["bench", "x"], ["info", "x"]],
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        command_line.main(arguments)
+    assert raised.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_plot_needs_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command_line.main(["bench", *SMALL, "--plot", "x.png"]) == 1
+    assert "error: --plot needs matplotlib" in capsys.readouterr().err
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_torch() -> None:
+    done = python(
+        "import sys; sys.modules['torch'] = None\n"
+        "from select_attn_ops.__main__ import main\n"
+        "sys.exit(main(['bench', '--list']))"
+    )
+    assert done.returncode == 1
+    assert "error: the benchmark needs torch, which cannot be imported" in done.stderr
+
+
+def test_the_package_does_not_import_its_benchmark() -> None:
+    done = python(
+        "import sys, select_attn_ops.__main__\n"
+        f"assert {bench.__name__!r} not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_comparisons() -> None:
+    measurer = runner.Runner(CPU, QUICK)
+    findings = [each for compare in comparisons.COMPARISONS.values() for each in compare(measurer)]
+    by_label = {finding.label for finding in findings}
+    assert by_label == {"line 6", "line 7", "line 8", "line 9"}
+    for finding in findings:
+        assert finding.value is None or finding.value > 0, finding
+        assert (finding.value is None) == bool(finding.note), finding
+    assert LIB.stopwatch_time(0) >= 0
+
+
+def test_a_comparison_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    findings = comparisons.between_torch(runner.Runner(CPU, QUICK))
+    assert {(finding.value, finding.note) for finding in findings} == {
+        (None, "it failed without a word")
+    }
