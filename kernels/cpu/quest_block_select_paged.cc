@@ -12,6 +12,7 @@
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
+#include "cpu/stopwatch.h"
 #include "cpu/tiles.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -191,10 +192,12 @@ class Selection {
     const int64_t block_bytes = 2 * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)};
     const Tiles tiles(p_.batch, block_bytes, [&](int64_t b) { return ranked_[b].num_scored(); });
     tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
+      const Lap lap(Phase::kScoring);
       ComputeScores(b, ranked_[b].scored_begin + begin, ranked_[b].scored_begin + end);
     });
 
     ParallelFor(num_rows, RowsPerRange(longest_ + 16 * p_.k), [&](int64_t begin, int64_t end) {
+      const Lap lap(Phase::kSelection);
       TopK top_k;  // once per range: its buffer is kept from row to row
       for (int64_t row = begin; row < end; ++row) Select(row, top_k);
     });
