@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "core/block_ranges.h"
@@ -21,6 +22,7 @@
 // After foreach_target.h
 #include "cpu/row-inl.h"
 #include "cpu/top_k-inl.h"
+#include "hwy/aligned_allocator.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -177,8 +179,11 @@ class Selection {
       num_scores += p.num_kv_heads * ranked_.back().num_scored();
       longest_ = std::max(longest_, ranked_.back().num_scored());
     }
-    // Not zeroed: every element is written before it is read.
-    queries_.reset(new float[static_cast<size_t>(p.batch * p.num_kv_heads * query_size_)]);
+    // Not zeroed: every element is written before it is read. A query is read once per row, and
+    // loads that straddle cache lines would take twice as long.
+    queries_ =
+        hwy::AllocateAligned<float>(static_cast<size_t>(p.batch * p.num_kv_heads * query_size_));
+    if (queries_ == nullptr) throw std::bad_alloc();
     scores_.reset(new float[static_cast<size_t>(num_scores)]);
   }
 
@@ -299,12 +304,12 @@ class Selection {
   }
 
   const QuestBlockSelectPagedParams& p_;
-  const int64_t query_size_;          // floats of a mean query
-  int64_t longest_ = 0;               // most scored blocks of a request
-  std::vector<RankedBlocks> ranked_;  // [batch]
-  std::vector<int64_t> first_score_;  // [batch], index of the request's first score
-  std::unique_ptr<float[]> queries_;  // [batch * num_kv_heads, query_size_]
-  std::unique_ptr<float[]> scores_;   // per request [num_kv_heads, scored blocks]
+  const int64_t query_size_;                    // floats of a mean query
+  int64_t longest_ = 0;                         // most scored blocks of a request
+  std::vector<RankedBlocks> ranked_;            // [batch]
+  std::vector<int64_t> first_score_;            // [batch], index of the request's first score
+  hwy::AlignedFreeUniquePtr<float[]> queries_;  // [batch * num_kv_heads, query_size_]
+  std::unique_ptr<float[]> scores_;             // per request [num_kv_heads, scored blocks]
 };
 
 void Run(const QuestBlockSelectPagedParams& p) {

@@ -85,6 +85,51 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, int64_t stride, int64
   });
 }
 
+// Merges num_tokens rows of `count` keys, as MergeTokens, in strips of a few vectors whose max and
+// min stay in registers.
+template <typename Bits>
+HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int64_t num_tokens,
+                             int64_t count, Bits* HWY_RESTRICT max, Bits* HWY_RESTRICT min) {
+  constexpr int kVectors = 4;
+  const hn::ScalableTag<Bits> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + kVectors * lanes <= count; i += kVectors * lanes) {
+    auto max0 = hn::LoadU(d, max + i);
+    auto max1 = hn::LoadU(d, max + i + lanes);
+    auto max2 = hn::LoadU(d, max + i + 2 * lanes);
+    auto max3 = hn::LoadU(d, max + i + 3 * lanes);
+    auto min0 = hn::LoadU(d, min + i);
+    auto min1 = hn::LoadU(d, min + i + lanes);
+    auto min2 = hn::LoadU(d, min + i + 2 * lanes);
+    auto min3 = hn::LoadU(d, min + i + 3 * lanes);
+    const auto merge = [d](const Bits* from, auto& vmax, auto& vmin) HWY_ATTR {
+      const auto key = Ordered(d, hn::LoadU(d, from));
+      vmax = hn::Max(vmax, key);
+      vmin = hn::Min(vmin, key);
+    };
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      const Bits* from = keys + t * stride + i;
+      merge(from, max0, min0);
+      merge(from + lanes, max1, min1);
+      merge(from + 2 * lanes, max2, min2);
+      merge(from + 3 * lanes, max3, min3);
+    }
+    hn::StoreU(max0, d, max + i);
+    hn::StoreU(max1, d, max + i + lanes);
+    hn::StoreU(max2, d, max + i + 2 * lanes);
+    hn::StoreU(max3, d, max + i + 3 * lanes);
+    hn::StoreU(min0, d, min + i);
+    hn::StoreU(min1, d, min + i + lanes);
+    hn::StoreU(min2, d, min + i + 2 * lanes);
+    hn::StoreU(min3, d, min + i + 3 * lanes);
+  }
+  if (i == count) return;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    MergeTokens<1>(keys + t * stride + i, stride, count - i, max + i, min + i);
+  }
+}
+
 // Turns ordered integers back into floats; both are NaN if a NaN was among the keys.
 template <typename Type, typename Bits = typename Type::Bits>
 HWY_INLINE void StoreRow(const Bits* HWY_RESTRICT max, const Bits* HWY_RESTRICT min, int64_t count,
@@ -170,14 +215,19 @@ class MetadataPass {
     }
   }
 
-  // Several tokens at a time, so that max and min are loaded and stored once for all of them. They
-  // come from equal parts of the block: hardware prefetches a few long streams, but loses track of
-  // rows that take turns within a page.
+  // The parts of a block are read side by side, so that max and min are loaded and stored once for
+  // a token of each. Hardware prefetches a few long streams, but loses track of streams that share
+  // a page: blocks with so little memory are read in one go.
   void ReduceTokens(const Bits* keys, int64_t num_tokens, int64_t count, Bits* max,
                     Bits* min) const {
     constexpr int kParts = 4;
+    constexpr int64_t kPageBytes = 4096;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
+    if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) {
+      ReduceStrips(keys, stride, num_tokens, count, max, min);
+      return;
+    }
     for (int64_t t = 0; t < part; ++t) {
       MergeTokens<kParts>(keys + t * stride, part * stride, count, max, min);
     }
