@@ -42,9 +42,8 @@ demo: build
 	$(BIN)/python experiments/1_real_text/demo_real_text.py --output $(OUT)/demo_real_text.png
 
 bench: build
-	$(BIN)/python experiments/2_quest_prefill_metadata/benchmark_quest_prefill_metadata.py
-	$(BIN)/python experiments/3_quest_block_select_paged/benchmark_quest_block_select_paged.py
-	$(BIN)/python experiments/4_quest_block_select_paged_w/benchmark_quest_block_select_paged_w.py
+	mkdir -p $(OUT)
+	$(BIN)/python -m select_attn_ops bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
 
 # --- testing
 

@@ -16,6 +16,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("exp
 # Commands that a test must not run: where CI runs them instead, as a file and a text in it. A file
 # that is a test runs the command in some way of its own.
 RUN_BY_CI = {
+    "make bench": ("tests/test_bench.py", "command.main("),
     "make demo": (".ci/run", "make demo"),
     "make lint": (".ci/run", "make lint"),
     "make sanitize": (".ci/run", "make sanitize"),
@@ -25,6 +26,7 @@ RUN_BY_CI = {
     "bash scripts/build_kernels.sh": ("Makefile", "bash scripts/build_kernels.sh"),
     "source scripts/init_cann.sh Ascend910B4": ("tests/test_scripts.py", "init_cann.sh"),
     "pytest -v experiments": ("Makefile", "tests experiments"),
+    "python -m select_attn_ops bench --suite speed": ("tests/test_bench.py", "command.main("),
     "apt-get install -y g++ libhwy-dev": ("Makefile", "install_packages.sh libhwy-dev"),
 }
 

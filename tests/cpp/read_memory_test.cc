@@ -108,7 +108,7 @@ TEST_P(ReadMemoryTest, RowsAreReadAndGapsDoNotCount) {
 }
 
 TEST_P(ReadMemoryTest, TensorsSideBySide) {
-  std::vector<uint8_t> block(3 * 9000, 0);
+  std::vector<uint8_t> block(27000, 0);
   Bytes first{block.data(), {9000}, {1}};
   Bytes second{block.data() + 9000, {9000}, {1}};
   const DLTensor a = first.View();

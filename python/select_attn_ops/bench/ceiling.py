@@ -128,6 +128,10 @@ class Ceiling:
         self._clock = clock
         self._known: dict[object, list[Way]] = {}
 
+    def forget(self) -> None:
+        """Try every way again the next time."""
+        self._known.clear()
+
     def best(self, sets: Sequence[Sequence[torch.Tensor]]) -> list[tuple[Way, Contender]]:
         """Find the best three ways to read these sets of tensors with the threads now set."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in sets[0])

@@ -46,9 +46,11 @@ def write_plot(path: Path, points: Sequence[tuple[int, Result]], title: str) -> 
         below.plot(tokens, [r.share.median for _, r in line], "o-", color=color)
         low, high = [r.share.low for _, r in line], [r.share.high for _, r in line]
         below.fill_between(tokens, low, high, color=color, alpha=0.2)
-    above.set(xscale="log", yscale="log", ylabel="milliseconds", title=title)
+    above.set(xscale="log", yscale="log", ylabel="milliseconds")
+    above.set_title(title, fontsize="small", wrap=True)
     above.legend()
-    below.set(xlabel="tokens of the request", ylabel="share of the read ceiling", ylim=(0, 1.1))
+    below.set(xlabel="tokens of the request", ylabel="share of the read ceiling")
+    below.set_ylim(0, max(1.1, *(r.share.high for _, r in points)))
     below.axhline(1, color="gray", linewidth=1)
     ticks = sorted({count for count, _ in points})
     below.set_xticks(ticks, [tokens_text(count) for count in ticks])
