@@ -195,12 +195,10 @@ void ParallelForRanges(int64_t count, int64_t grain, RangeFunction function, voi
   const int64_t num_ranges = (count - 1) / grain + 1;
   const int64_t num_threads = NumThreads();
   const auto work = [](void* shared) { static_cast<Job*>(shared)->Work(); };
-  if (num_threads == 1 || num_ranges == 1) {
-    job.Work();
-  } else if (!RunOnTorchTeam(num_threads, work, &job) &&
-             !Pool().TryRun(job, std::min(num_threads, num_ranges) - 1)) {
-    job.Work();
-  }
+  const bool is_shared = num_threads > 1 && num_ranges > 1 &&
+                         (RunOnTorchTeam(num_threads, work, &job) ||
+                          Pool().TryRun(job, std::min(num_threads, num_ranges) - 1));
+  if (!is_shared) job.Work();
   job.RethrowException();
 }
 
