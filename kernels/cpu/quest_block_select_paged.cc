@@ -181,8 +181,9 @@ class Selection {
     }
     // Not zeroed: every element is written before it is read. A query is read once per row, and
     // loads that straddle cache lines would take twice as long.
-    queries_ =
-        hwy::AllocateAligned<float>(static_cast<size_t>(p.batch * p.num_kv_heads * query_size_));
+    const int64_t size = p.batch * p.num_kv_heads * query_size_;
+    // Highway refuses to allocate nothing, which is what an empty batch needs.
+    queries_ = hwy::AllocateAligned<float>(static_cast<size_t>(std::max<int64_t>(size, 1)));
     if (queries_ == nullptr) throw std::bad_alloc();
     scores_.reset(new float[static_cast<size_t>(num_scores)]);
   }
