@@ -43,6 +43,7 @@ std::string PathOfTorch() {
   return path;
 }
 
+// Set from the loading of the library on: torch may have had a team before our first call.
 std::atomic<bool> g_is_forked_child{false};
 [[maybe_unused]] const int g_fork_handler =
     pthread_atfork(nullptr, nullptr, [] { g_is_forked_child = true; });
