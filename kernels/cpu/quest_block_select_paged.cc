@@ -1,11 +1,13 @@
 // CPU backend of quest_block_select_paged, compiled once per SIMD target by foreach_target.h.
 //
-// Three passes over the batch: the mean query of every KV head; the scores of all blocks, in tiles
-// over which the threads share even a single request; the selection of every (request, KV head).
+// Passes over the batch: the mean query of every KV head; the scores of all blocks, in tiles over
+// which the threads share even a single request, each request's selection following its last tile;
+// the selections of requests with so many scores that the threads had better share those as well.
 
 #include "select_attn_ops/quest_block_select_paged.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/stopwatch.h"
 #include "cpu/tiles.h"
 
@@ -37,41 +40,61 @@ void MeanQuery(const T* HWY_RESTRICT heads, int64_t head_stride, int64_t group, 
                float* HWY_RESTRICT mean) {
   const DF df;
   const int64_t step = LoadSize();
+  const int64_t half = step / 2;
   const auto divisor = hn::Set(df, static_cast<float>(group));
-  for (int64_t d = 0; d < head_dim; d += step) {
-    auto sum_a = hn::Zero(df);
-    auto sum_b = hn::Zero(df);
-    for (int64_t h = 0; h < group; ++h) {
-      const T* from = heads + h * head_stride + d;
+  for (int64_t h = 0; h < group; ++h) {  // outside, because so they lie in memory
+    const T* from = heads + h * head_stride;
+    for (int64_t d = 0; d < head_dim; d += step) {
       VF a;
       VF b;
       if (d + step <= head_dim) {
-        RowLoader<T>::Load(from, a, b);
+        RowLoader<T>::Load(from + d, a, b);
       } else {
-        LoadTail(from, head_dim - d, a, b);
+        LoadTail(from + d, head_dim - d, a, b);
       }
-      sum_a = hn::Add(sum_a, a);
-      sum_b = hn::Add(sum_b, b);
+      if (h > 0) {
+        a = hn::Add(hn::LoadU(df, mean + d), a);
+        b = hn::Add(hn::LoadU(df, mean + d + half), b);
+      }
+      if (h == group - 1) {
+        a = hn::Div(a, divisor);
+        b = hn::Div(b, divisor);
+      }
+      hn::StoreU(a, df, mean + d);
+      hn::StoreU(b, df, mean + d + half);
     }
-    hn::StoreU(hn::Div(sum_a, divisor), df, mean + d);
-    hn::StoreU(hn::Div(sum_b, divisor), df, mean + d + step / 2);
   }
 }
 
-// NaN if either is. What Max alone returns then depends on the target.
-HWY_INLINE VF MaxOrNaN(VF a, VF b) {
+// b if either is NaN.
+HWY_INLINE VF MaxOrSecond(VF a, VF b) {
 #if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
-  const auto larger = hn::Max(a, b);  // b if either is NaN
+  return hn::Max(a, b);
 #else
-  const auto larger = hn::IfThenElse(hn::Gt(a, b), a, b);
+  return hn::IfThenElse(hn::Gt(a, b), a, b);
 #endif
-  return hn::IfThenElse(hn::IsNaN(a), a, larger);
 }
 
 // The Quest score: an upper bound on the dot product of the query with any key between min and max.
 struct MinMaxScore {
-  static HWY_INLINE VF Term(VF q, VF max, VF min) {
-    return MaxOrNaN(hn::Mul(q, max), hn::Mul(q, min));
+  // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is
+  // right unless a product or a sum is not finite; where one might not be, `probe` becomes NaN.
+  static HWY_INLINE void Add(VF q, VF max, VF min, VF& sum, VF& probe) {
+    const auto with_max = hn::MulAdd(q, max, sum);
+    sum = MaxOrSecond(with_max, hn::MulAdd(q, min, sum));
+    probe = hn::Add(probe, with_max);
+  }
+
+  // The same, and right in any case: NaN where a product is, or where the larger product and the
+  // sum so far are infinities that cancel.
+  static HWY_INLINE void AddCarefully(VF q, VF max, VF min, VF& sum) {
+    const auto with_max = hn::MulAdd(q, max, sum);
+    const auto with_min = hn::MulAdd(q, min, sum);
+    const auto by_max = hn::Mul(q, max);
+    const auto by_min = hn::Mul(q, min);
+    const auto term = hn::IfThenElse(hn::IsNaN(by_max), by_max, MaxOrSecond(by_max, by_min));
+    const auto is_special = hn::Or(hn::IsNaN(with_max), hn::IsNaN(with_min));
+    sum = hn::IfThenElse(is_special, hn::Add(sum, term), MaxOrSecond(with_max, with_min));
   }
 };
 
@@ -84,10 +107,10 @@ struct ScoredRow {
   float* score;
 };
 
-// Sum of Score::Term over a row of head_dim elements, spread over the lanes. Two sums, because one
-// would wait on its own latency.
-template <class Score, typename T>
-HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim) {
+// The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one
+// would wait on its own latency. Unless kCarefully, `probe` becomes NaN where they may be wrong.
+template <class Score, bool kCarefully, typename T>
+HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
   const DF df;
   const int64_t step = LoadSize();
   const float* HWY_RESTRICT q = row.q;
@@ -95,6 +118,14 @@ HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim) {
   const T* HWY_RESTRICT min = row.min;
   auto sum_a = hn::Zero(df);
   auto sum_b = hn::Zero(df);
+  const auto add = [&probe](const float* HWY_RESTRICT from, VF max, VF min, VF& sum) HWY_ATTR {
+    const auto q = LoadOnce(from);
+    if constexpr (kCarefully) {
+      Score::AddCarefully(q, max, min, sum);
+    } else {
+      Score::Add(q, max, min, sum, probe);
+    }
+  };
   VF max_a;
   VF max_b;
   VF min_a;
@@ -103,16 +134,18 @@ HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim) {
   for (; d + step <= head_dim; d += step) {
     RowLoader<T>::Load(max + d, max_a, max_b);
     RowLoader<T>::Load(min + d, min_a, min_b);
-    sum_a = hn::Add(sum_a, Score::Term(hn::LoadU(df, q + d), max_a, min_a));
-    sum_b = hn::Add(sum_b, Score::Term(hn::LoadU(df, q + d + step / 2), max_b, min_b));
+    add(q + d, max_a, min_a, sum_a);
+    add(q + d + step / 2, max_b, min_b, sum_b);
   }
   if (d < head_dim) {
     LoadTail(max + d, head_dim - d, max_a, max_b);
     LoadTail(min + d, head_dim - d, min_a, min_b);
-    sum_a = hn::Add(sum_a, Score::Term(hn::LoadU(df, q + d), max_a, min_a));
-    sum_b = hn::Add(sum_b, Score::Term(hn::LoadU(df, q + d + step / 2), max_b, min_b));
+    add(q + d, max_a, min_a, sum_a);
+    add(q + d + step / 2, max_b, min_b, sum_b);
   }
-  return hn::Add(sum_a, sum_b);
+  const auto sum = hn::Add(sum_a, sum_b);
+  probe = hn::Add(probe, sum);
+  return sum;
 }
 
 constexpr int kRowsAtOnce = 4;
@@ -125,7 +158,7 @@ HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
 }
 #else
 template <class D, class V>
-HWY_INLINE hn::Vec<hn::Full128<float> > SumOfBlocks(D /*d*/, V v) {
+HWY_INLINE hn::Vec<hn::Full128<float>> SumOfBlocks(D /*d*/, V v) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return v;
   } else {
@@ -148,23 +181,28 @@ HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
 }
 #endif
 
-// Scores up to kRowsAtOnce rows. A row's score does not depend on those beside it.
+// Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
+// are.
+template <class Score, bool kCarefully, typename T>
+HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim,
+                             float* HWY_RESTRICT scores) {
+  const DF df;
+  auto probe = hn::Zero(df);
+  const VF sums[kRowsAtOnce] = {LaneSums<Score, kCarefully>(rows[0], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[1], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[2], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[3], head_dim, probe)};
+  StoreSums(sums, scores);
+  return hn::AllFalse(df, hn::IsNaN(probe));
+}
+
+// Scores four rows. The score of a row does not depend on those beside it.
 template <class Score, typename T>
-HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int count, int64_t head_dim) {
+HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim) {
   float scores[kRowsAtOnce];
-  if (count == kRowsAtOnce) {
-    const VF sums[kRowsAtOnce] = {
-        LaneSums<Score>(rows[0], head_dim), LaneSums<Score>(rows[1], head_dim),
-        LaneSums<Score>(rows[2], head_dim), LaneSums<Score>(rows[3], head_dim)};
-    StoreSums(sums, scores);
-  } else {
-    VF sums[kRowsAtOnce];
-    for (int i = 0; i < kRowsAtOnce; ++i) {
-      sums[i] = i < count ? LaneSums<Score>(rows[i], head_dim) : hn::Zero(DF());
-    }
-    StoreSums(sums, scores);
-  }
-  for (int i = 0; i < count; ++i) *rows[i].score = scores[i];
+  const bool done = TryScoreRows<Score, false>(rows, head_dim, scores);
+  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, head_dim, scores);
+  for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
 }
 
 template <typename T>
@@ -197,15 +235,24 @@ class Selection {
 
     const int64_t block_bytes = 2 * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)};
     const Tiles tiles(p_.batch, block_bytes, [&](int64_t b) { return ranked_[b].num_scored(); });
+    std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
+    for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
     tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      const Lap lap(Phase::kScoring);
       ComputeScores(b, ranked_[b].scored_begin + begin, ranked_[b].scored_begin + end);
+      if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
+      SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
     });
 
-    ParallelFor(num_rows, RowsPerRange(longest_ + 16 * p_.k), [&](int64_t begin, int64_t end) {
-      const Lap lap(Phase::kSelection);
-      TopK top_k;  // once per range: its buffer is kept from row to row
-      for (int64_t row = begin; row < end; ++row) Select(row, top_k);
+    std::vector<int64_t> others;
+    for (int64_t b = 0; b < p_.batch; ++b) {
+      if (!SelectsAtOnce(b)) others.push_back(b);
+    }
+    const int64_t num_others = static_cast<int64_t>(others.size()) * p_.num_kv_heads;
+    ParallelFor(num_others, RowsPerRange(longest_ + 16 * p_.k), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = others[i / p_.num_kv_heads] * p_.num_kv_heads + i % p_.num_kv_heads;
+        SelectRows(row, row + 1);
+      }
     });
   }
 
@@ -213,10 +260,10 @@ class Selection {
   // Rows of `cost` operations or so that make a range worth handing over.
   static int64_t RowsPerRange(int64_t cost) { return std::max<int64_t>(32768 / cost, 1); }
 
-  float* Query(int64_t row) { return queries_.get() + row * query_size_; }
+  float* Query(int64_t row) const { return queries_.get() + row * query_size_; }
 
   // Score of the first scored block of a request; the others follow, head after head.
-  float* Scores(int64_t b, int64_t n) {
+  float* Scores(int64_t b, int64_t n) const {
     return scores_.get() + first_score_[b] + n * ranked_[b].num_scored();
   }
 
@@ -229,35 +276,8 @@ class Selection {
     MeanQuery(heads, p_.query_strides[1], group, p_.head_dim, Query(row));
   }
 
-  // Scores KV blocks [begin, end) of request b for all KV heads, in the order they lie in memory.
-  void ComputeScores(int64_t b, int64_t begin, int64_t end) {
-    const int32_t* table = p_.metadata_block_tables + b * p_.metadata_block_tables_stride;
-    const int64_t rows = p_.rows_per_metadata_block;
-    for (int64_t j = begin; j < end;) {
-      const int64_t block = table[j / rows];
-      const int64_t row = j % rows;
-      const int64_t count = std::min(rows - row, end - j);
-      const T* max = static_cast<const T*>(p_.maxblocks) + block * p_.maxblocks_strides[0] +
-                     row * p_.maxblocks_strides[1];
-      const T* min = static_cast<const T*>(p_.minblocks) + block * p_.minblocks_strides[0] +
-                     row * p_.minblocks_strides[1];
-      const int64_t first = j - ranked_[b].scored_begin;
-      const ScoredRow<T> origin = {Query(b * p_.num_kv_heads), max, min, Scores(b, 0) + first};
-      const Steps row_steps = {count, 0, p_.maxblocks_strides[1], p_.minblocks_strides[1], 1};
-      const Steps head_steps = {p_.num_kv_heads, query_size_, p_.maxblocks_strides[2],
-                                p_.minblocks_strides[2], ranked_[b].num_scored()};
-      if (p_.maxblocks_strides[2] <= p_.maxblocks_strides[1]) {
-        ScoreGrid(origin, row_steps, head_steps);
-      } else {
-        ScoreGrid(origin, head_steps, row_steps);
-      }
-      j += count;
-    }
-  }
-
-  // From one row to the next of `count`, in elements.
-  struct Steps {
-    int64_t count;
+  // From one row to the next, in elements.
+  struct Step {
     int64_t q;
     int64_t max;
     int64_t min;
@@ -271,20 +291,141 @@ class Selection {
     }
   };
 
-  // Scores a grid of rows, `inner` by `inner`.
-  void ScoreGrid(ScoredRow<T> start, const Steps& outer, const Steps& inner) {
+  // The rows of KV blocks [begin, end) of request b, one after the other as they lie in memory.
+  class Strand {
+   public:
+    Strand(const Selection& selection, int64_t b, int64_t begin, int64_t end)
+        : selection_(selection), b_(b), next_(begin), end_(end) {
+      if (begin < end) EnterMetadataBlock();
+    }
+
+    bool done() const { return inner_left_ == 0; }
+
+    // Where the next row has another of its kind in the next metadata block, asks for that one.
+    // Hardware that prefetches knows about the neighbours of a row, but not about block tables.
+    void Prefetch() const {
+      if (!has_ahead_) return;
+      constexpr int64_t kLine = kCacheLine / int64_t{sizeof(T)};
+      for (int64_t d = 0; d < selection_.p_.head_dim; d += kLine) {
+        PrefetchToL2(row_.max + ahead_max_ + d);
+        PrefetchToL2(row_.min + ahead_min_ + d);
+      }
+    }
+
+    ScoredRow<T> Next() {
+      const ScoredRow<T> row = row_;
+      if (--inner_left_ > 0) {
+        inner_.Advance(row_);
+      } else if (--outer_left_ > 0) {
+        outer_.Advance(first_);
+        row_ = first_;
+        inner_left_ = inner_count_;
+      } else if (next_ < end_) {
+        EnterMetadataBlock();
+      }
+      return row;
+    }
+
+   private:
+    // Turns to the rows of KV block next_ and of those behind it in the same metadata block.
+    void EnterMetadataBlock() {
+      const QuestBlockSelectPagedParams& p = selection_.p_;
+      const int64_t* max = p.maxblocks_strides;
+      const int64_t* min = p.minblocks_strides;
+      const int32_t* table = p.metadata_block_tables + b_ * p.metadata_block_tables_stride;
+      const int64_t column = next_ / p.rows_per_metadata_block;
+      const int64_t row = next_ % p.rows_per_metadata_block;
+      const int64_t count = std::min(p.rows_per_metadata_block - row, end_ - next_);
+      const RankedBlocks& ranked = selection_.ranked_[b_];
+      first_ = {selection_.Query(b_ * p.num_kv_heads),
+                static_cast<const T*>(p.maxblocks) + table[column] * max[0] + row * max[1],
+                static_cast<const T*>(p.minblocks) + table[column] * min[0] + row * min[1],
+                selection_.Scores(b_, 0) + (next_ - ranked.scored_begin)};
+      row_ = first_;
+      const Step next_row = {0, max[1], min[1], 1};
+      const Step next_head = {selection_.query_size_, max[2], min[2], ranked.num_scored()};
+      const bool heads_inside = p.num_kv_heads > 1 && max[2] <= max[1];
+      inner_ = heads_inside ? next_head : next_row;
+      outer_ = heads_inside ? next_row : next_head;
+      inner_count_ = heads_inside ? p.num_kv_heads : count;
+      inner_left_ = inner_count_;
+      outer_left_ = heads_inside ? count : p.num_kv_heads;
+      next_ += count;
+      has_ahead_ = next_ < end_;
+      if (!has_ahead_) return;
+      const int64_t blocks_ahead = int64_t{table[column + 1]} - table[column];
+      ahead_max_ = blocks_ahead * max[0];
+      ahead_min_ = blocks_ahead * min[0];
+    }
+
+    const Selection& selection_;
+    const int64_t b_;
+    int64_t next_;  // KV block behind those of the rows below
+    const int64_t end_;
+    ScoredRow<T> row_;    // the next one
+    ScoredRow<T> first_;  // of the inner ones
+    Step inner_;
+    Step outer_;
+    int64_t inner_count_;
+    int64_t inner_left_ = 0;
+    int64_t outer_left_ = 0;
+    bool has_ahead_ = false;
+    int64_t ahead_max_;  // from a row to that in the next metadata block
+    int64_t ahead_min_;
+  };
+
+  // Scores KV blocks [begin, end) of request b for all KV heads. Long metadata blocks are read from
+  // end to end. Of short ones four are read side by side, because each is over before the hardware
+  // has noticed that it is being read.
+  void ComputeScores(int64_t b, int64_t begin, int64_t end) {
+    const Lap lap(Phase::kScoring);
+    constexpr int64_t kShort = int64_t{64} << 10;  // bytes of a metadata block
+    const int64_t row_bytes = p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)};
+    if (p_.rows_per_metadata_block * row_bytes > kShort) {
+      Strand strand(*this, b, begin, end);
+      ScoreStrands<1>(&strand);
+      return;
+    }
+    const int64_t quarter = (end - begin) / 4;
+    Strand strands[] = {{*this, b, begin, begin + quarter},
+                        {*this, b, begin + quarter, begin + 2 * quarter},
+                        {*this, b, begin + 2 * quarter, begin + 3 * quarter},
+                        {*this, b, begin + 3 * quarter, end}};
+    ScoreStrands<4>(strands);
+  }
+
+  // Scores the rows of the strands, a row of each in turn. The last strand is the longest.
+  template <int kStrands>
+  void ScoreStrands(Strand* strands) const {
     ScoredRow<T> rows[kRowsAtOnce];
     int filled = 0;
-    for (int64_t i = 0; i < outer.count; ++i, outer.Advance(start)) {
-      ScoredRow<T> row = start;
-      for (int64_t k = 0; k < inner.count; ++k, inner.Advance(row)) {
-        rows[filled++] = row;
+    while (!strands[kStrands - 1].done()) {
+      for (int s = 0; s < kStrands; ++s) {
+        if (strands[s].done()) continue;
+        if (kStrands > 1) strands[s].Prefetch();
+        rows[filled++] = strands[s].Next();
         if (filled < kRowsAtOnce) continue;
-        ScoreRows<MinMaxScore>(rows, kRowsAtOnce, p_.head_dim);
+        ScoreRows<MinMaxScore>(rows, p_.head_dim);
         filled = 0;
       }
     }
-    if (filled != 0) ScoreRows<MinMaxScore>(rows, filled, p_.head_dim);
+    if (filled == 0) return;
+    std::fill(rows + filled, rows + kRowsAtOnce, rows[0]);
+    ScoreRows<MinMaxScore>(rows, p_.head_dim);
+  }
+
+  // Whether a request's scores are so few that they are still in the cache of the thread that
+  // computed the last of them, and not worth sharing out.
+  bool SelectsAtOnce(int64_t b) const {
+    constexpr int64_t kFewScores = 16384;
+    const int64_t num_scores = ranked_[b].num_scored() * p_.num_kv_heads;
+    return num_scores > 0 && num_scores <= kFewScores;
+  }
+
+  void SelectRows(int64_t begin, int64_t end) {
+    const Lap lap(Phase::kSelection);
+    TopK top_k;  // once for all: it keeps its buffers from row to row
+    for (int64_t row = begin; row < end; ++row) Select(row, top_k);
   }
 
   void Select(int64_t row, TopK& top_k) {

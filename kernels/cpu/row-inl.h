@@ -21,6 +21,20 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
 
+// GCC would load a vector anew for every use of it that can take its operand from memory, and loads
+// are what the kernels are short of.
+template <class V>
+HWY_INLINE V KeepInRegister(V v) {
+#if HWY_ARCH_X86 && HWY_COMPILER_GCC_ACTUAL && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
+HWY_INLINE VF LoadOnce(const float* HWY_RESTRICT from) {
+  return KeepInRegister(hn::LoadU(DF(), from));
+}
+
 // Elements that one Load reads: two vectors of float32.
 HWY_INLINE int64_t LoadSize() { return static_cast<int64_t>(2 * hn::Lanes(DF())); }
 
@@ -32,9 +46,8 @@ struct RowLoader;
 template <>
 struct RowLoader<float> {
   static HWY_INLINE void Load(const float* HWY_RESTRICT from, VF& a, VF& b) {
-    const DF df;
-    a = hn::LoadU(df, from);
-    b = hn::LoadU(df, from + hn::Lanes(df));
+    a = LoadOnce(from);
+    b = LoadOnce(from + hn::Lanes(DF()));
   }
 };
 
@@ -77,7 +90,8 @@ struct RowLoader<hwy::bfloat16_t> {
 #else
     const hn::RebindToUnsigned<DF> du32;
     const hn::Repartition<uint16_t, DF> du16;
-    const auto pairs = hn::BitCast(du32, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(from)));
+    const auto pairs =
+        KeepInRegister(hn::BitCast(du32, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(from))));
     a = hn::BitCast(df, hn::ShiftLeft<16>(pairs));
     b = hn::BitCast(df, hn::And(pairs, hn::Set(du32, 0xFFFF0000u)));
 #endif

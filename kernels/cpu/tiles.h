@@ -31,6 +31,9 @@ class Tiles {
     }
   }
 
+  // Tiles of request b.
+  int64_t count(int64_t b) const { return first_[b + 1] - first_[b]; }
+
   // Calls fn(b, begin, end) in parallel on tiles that cover the blocks of every request b.
   template <typename F>
   void ParallelForEach(F&& fn) const {

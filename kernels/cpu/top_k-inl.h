@@ -9,8 +9,11 @@
 #endif
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "core/rank_key.h"
@@ -21,23 +24,34 @@ namespace select_attn::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// ScoreKey of core/rank_key.h, a vector at a time.
+// ScoreKey of core/rank_key.h, a vector at a time, less 2^31: as signed integers, which are what
+// vectors compare.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> ScoreKeys(D df, V scores) {
-  const hn::RebindToUnsigned<D> du;
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> SignedScoreKeys(D df, V scores) {
   const hn::RebindToSigned<D> di;
-  const auto no_negative_zero = hn::Add(scores, hn::Zero(df));
-  const auto sign = hn::BroadcastSignBit(hn::BitCast(di, no_negative_zero));
-  const auto flip = hn::Or(hn::BitCast(du, sign), hn::Set(du, 0x80000000u));
-  const auto keys = hn::Xor(hn::BitCast(du, no_negative_zero), flip);
-  const auto is_nan = hn::RebindMask(du, hn::IsNaN(scores));
-  return hn::IfThenElse(is_nan, hn::Set(du, 0xFFFFFFFFu), keys);
+  const auto highest = hn::Set(di, std::numeric_limits<int32_t>::max());
+  const auto no_negative_zero = hn::BitCast(di, hn::Add(scores, hn::Zero(df)));
+  const auto flip = hn::And(hn::BroadcastSignBit(no_negative_zero), highest);
+  const auto is_nan = hn::RebindMask(di, hn::IsNaN(scores));
+  return hn::IfThenElse(is_nan, highest, hn::Xor(no_negative_zero, flip));
+}
+
+// For each lane of `own`, how many of `count` keys are greater.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V CountGreater(D d, const hn::TFromD<D>* HWY_RESTRICT keys, int64_t count, V own) {
+  auto greater = hn::Zero(d);
+  for (int64_t i = 0; i < count; ++i) {
+    greater = hn::Sub(greater, hn::VecFromMask(d, hn::Gt(hn::Set(d, keys[i]), own)));
+  }
+  return greater;
 }
 
 // Finds the k best of a row of scores in two passes. The first takes the best of each of a few k
 // groups of blocks: k groups have a block at least as good as the k-th best of these, so no worse
 // block can be among the k best. The second collects the few blocks that reach this bar, and only
-// those are ranked. An object keeps its buffers from row to row.
+// those are ranked. Few numbers are ranked by counting, for each, those above it: no branch
+// depends on a score then, where sorting would mispredict at every other comparison. An object
+// keeps its buffers from row to row.
 class TopK {
  public:
   // `scores` belong to the blocks first, first + 1, ... Writes the numbers of the k best, or of all
@@ -45,65 +59,144 @@ class TopK {
   int64_t Select(const float* HWY_RESTRICT scores, int64_t count, int64_t first, int64_t k,
                  int32_t* HWY_RESTRICT out) {
     Collect(scores, count, first, Bar(scores, count, k));
-    const int64_t num_selected = std::min(k, static_cast<int64_t>(candidates_.size()));
-    const auto end = candidates_.begin() + num_selected;
-    if (end != candidates_.end()) {
-      std::nth_element(candidates_.begin(), end - 1, candidates_.end(), std::greater<>());
+    const auto num_candidates = static_cast<int64_t>(candidates_.size());
+    const int64_t num_selected = std::min(k, num_candidates);
+    if (num_candidates <= kFew) {
+      RankByCounting(num_candidates);
+    } else {
+      RankBySorting(num_candidates, num_selected);
     }
-    std::sort(candidates_.begin(), end, std::greater<>());
-    std::transform(candidates_.begin(), end, out,
-                   [](uint64_t key) { return static_cast<int32_t>(BlockOfRankKey(key)); });
+    std::copy_n(ranked_.begin(), num_selected, out);
     return num_selected;
   }
 
  private:
   using DF = hn::ScalableTag<float>;
+  using DI = hn::ScalableTag<int32_t>;
+  using DI64 = hn::ScalableTag<int64_t>;
 
-  // Groups per block that is wanted: more of them bring the bar nearer to the k-th best score.
-  static constexpr int64_t kGroupsPerBlock = 4;
+  // Groups per block that is wanted: more of them bring the bar nearer to the k-th best score, and
+  // cost more to rank.
+  static constexpr int64_t kGroupsPerBlock = 2;
 
-  // A score key that at least k scores reach, or 0, which all do.
-  uint32_t Bar(const float* HWY_RESTRICT scores, int64_t count, int64_t k) {
+  // Numbers up to which counting, which is quadratic, beats sorting.
+  static constexpr int64_t kFew = 64;
+
+  static constexpr int64_t kWordBytes = 8;
+  static constexpr uint64_t kTopBit = uint64_t{1} << 63;
+  static constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
+
+  // A signed score key that at least k scores reach, or the lowest, which all do.
+  int32_t Bar(const float* HWY_RESTRICT scores, int64_t count, int64_t k) {
     const DF df;
-    const hn::RebindToUnsigned<DF> du;
+    const DI di;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
     // A group is a lane of every `num_vectors`-th vector. A tail of less than a vector is left out.
     const int64_t num_vectors = std::min((kGroupsPerBlock * k + lanes - 1) / lanes, count / lanes);
-    if (num_vectors * lanes < k) return 0;
-    best_.resize(static_cast<size_t>(num_vectors * lanes));
-    for (int64_t group = 0; group < num_vectors * lanes; group += lanes) {
-      auto best = hn::Zero(du);
-      for (int64_t i = group; i + lanes <= count; i += num_vectors * lanes) {
-        best = hn::Max(best, ScoreKeys(df, hn::LoadU(df, scores + i)));
+    const int64_t num_groups = num_vectors * lanes;
+    if (num_groups < k) return kLowest;
+    best_.resize(static_cast<size_t>(num_groups));
+    for (int64_t group = 0; group < num_groups; group += lanes) {
+      auto best = hn::Set(di, kLowest);
+      for (int64_t i = group; i + lanes <= count; i += num_groups) {
+        best = hn::Max(best, SignedScoreKeys(df, hn::LoadU(df, scores + i)));
       }
-      hn::StoreU(best, du, best_.data() + group);
+      hn::StoreU(best, di, best_.data() + group);
     }
+    return num_groups <= kFew ? KthBestByCounting(k) : KthBestBySorting(k);
+  }
+
+  // The k-th best of best_, whose size is a multiple of the lanes: the least that fewer than k
+  // exceed.
+  int32_t KthBestByCounting(int64_t k) const {
+    const DI di;
+    const auto size = static_cast<int64_t>(best_.size());
+    const auto bound = hn::Set(di, static_cast<int32_t>(k));
+    auto kth_best = hn::Set(di, std::numeric_limits<int32_t>::max());
+    for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(di))) {
+      const auto own = hn::LoadU(di, best_.data() + i);
+      const auto is_among = hn::Lt(CountGreater(di, best_.data(), size, own), bound);
+      kth_best = hn::Min(kth_best, hn::IfThenElse(is_among, own, kth_best));
+    }
+    return hn::GetLane(hn::MinOfLanes(di, kth_best));
+  }
+
+  int32_t KthBestBySorting(int64_t k) {
     std::nth_element(best_.begin(), best_.begin() + (k - 1), best_.end(), std::greater<>());
     return best_[static_cast<size_t>(k - 1)];
   }
 
-  // Leaves the rank keys of the scores that reach the bar in candidates_.
-  void Collect(const float* HWY_RESTRICT scores, int64_t count, int64_t first, uint32_t bar) {
+  // Leaves the rank keys, less 2^63, of the scores that reach the bar in candidates_. First marks
+  // them all in a row of bits, then looks at the bits 64 at a time: a branch per vector would be
+  // mispredicted at every other one.
+  void Collect(const float* HWY_RESTRICT scores, int64_t count, int64_t first, int32_t bar) {
     const DF df;
-    const hn::RebindToUnsigned<DF> du;
+    const DI di;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-    HWY_ALIGN uint32_t keys[hn::MaxLanes(DF())];
-    candidates_.clear();
-    const auto offer = [&](uint32_t key, int64_t i) {
-      if (key >= bar) candidates_.push_back(RankKey(key, first + i));
-    };
+    const int64_t lanes_per_byte = std::min<int64_t>(lanes, 8);
+    const auto vbar = hn::Set(di, bar);
+    reaching_.assign(static_cast<size_t>(count / lanes_per_byte + kWordBytes), 0);
+    uint8_t* mark = reaching_.data();
     int64_t i = 0;
     for (; i + lanes <= count; i += lanes) {
-      const auto key = ScoreKeys(df, hn::LoadU(df, scores + i));
-      if (hn::AllTrue(du, hn::Gt(hn::Set(du, bar), key))) continue;
-      hn::Store(key, du, keys);
-      for (int64_t lane = 0; lane < lanes; ++lane) offer(keys[lane], i + lane);
+      const auto keys = SignedScoreKeys(df, hn::LoadU(df, scores + i));
+      mark += hn::StoreMaskBits(di, hn::Not(hn::Lt(keys, vbar)), mark);
     }
-    for (; i < count; ++i) offer(ScoreKey(scores[i]), i);
+    candidates_.clear();
+    const auto add = [&](int64_t place) {
+      const uint64_t key = RankKey(ScoreKey(scores[place]), first + place);
+      candidates_.push_back(static_cast<int64_t>(key ^ kTopBit));
+    };
+    for (int64_t byte = 0; byte * lanes_per_byte < i; byte += kWordBytes) {
+      uint64_t word;
+      std::memcpy(&word, reaching_.data() + byte, kWordBytes);
+      for (; word != 0; word &= word - 1) {
+        const auto bit = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(word));
+        add((byte + bit / 8) * lanes_per_byte + bit % 8);
+      }
+    }
+    for (; i < count; ++i) {
+      if (ScoreKey(scores[i]) >= (static_cast<uint32_t>(bar) ^ 0x80000000u)) add(i);
+    }
   }
 
-  std::vector<uint32_t> best_;  // score key of the best block of every group
-  std::vector<uint64_t> candidates_;
+  static int32_t Block(int64_t candidate) {
+    return static_cast<int32_t>(BlockOfRankKey(static_cast<uint64_t>(candidate) ^ kTopBit));
+  }
+
+  // Leaves the blocks of all candidates in ranked_.
+  void RankByCounting(int64_t num_candidates) {
+    const DI64 d;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    HWY_ALIGN int64_t places[hn::MaxLanes(d)];
+    ranked_.resize(static_cast<size_t>(num_candidates));
+    candidates_.resize(candidates_.size() + static_cast<size_t>(lanes));  // whole vectors are read
+    for (int64_t i = 0; i < num_candidates; i += lanes) {
+      const auto own = hn::LoadU(d, candidates_.data() + i);
+      hn::Store(CountGreater(d, candidates_.data(), num_candidates, own), d, places);
+      const int64_t count = std::min(lanes, num_candidates - i);
+      for (int64_t lane = 0; lane < count; ++lane) {
+        ranked_[static_cast<size_t>(places[lane])] =
+            Block(candidates_[static_cast<size_t>(i + lane)]);
+      }
+    }
+  }
+
+  // Leaves the blocks of the best candidates in ranked_.
+  void RankBySorting(int64_t num_candidates, int64_t num_selected) {
+    const auto end = candidates_.begin() + num_selected;
+    if (num_selected < num_candidates) {
+      std::nth_element(candidates_.begin(), end - 1, candidates_.end(), std::greater<>());
+    }
+    std::sort(candidates_.begin(), end, std::greater<>());
+    ranked_.resize(static_cast<size_t>(num_selected));
+    std::transform(candidates_.begin(), end, ranked_.begin(), Block);
+  }
+
+  std::vector<int32_t> best_;        // signed score key of the best block of every group
+  std::vector<uint8_t> reaching_;    // bits: which scores reach the bar
+  std::vector<int64_t> candidates_;  // rank key, less 2^63, of those that do
+  std::vector<int32_t> ranked_;      // blocks in the order of rank
 };
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
