@@ -314,6 +314,30 @@ def assert_same_pools(
         assert same_bits(one, other), name
 
 
+@pytest.mark.parametrize("target", runtime.simd_targets())
+def test_many_short_blocks_at_every_target(target: str) -> None:
+    """Enough of them, and so little in order, that they are taken in the order of the pool."""
+    runtime.set_simd_target(target)
+    seq_lens, known = [5000, 0, 3001, 1500, 7], [1200, 0, 0, 1500, 3]
+    options: dict[str, Any] = {"block_size": 4, "values": "special"}
+    # Rows of whole cache lines, of broken ones, and of whole ones that lie across lines.
+    cases: list[dict[str, Any]] = [
+        {"head_dim": 128, "num_kv_heads": 1},
+        {"head_dim": 64, "dtype": torch.float16, "metadata_seq_lens": known},
+        {"head_dim": 16, "dtype": torch.float32, "shared_kv_blocks": 300},
+        {"head_dim": 24, "keyed_by_physical_block": True},
+        {"head_dim": 32, "layout": "unaligned", "rows": 3},
+    ]
+    for case in cases:
+        inputs = gen_data_quest_prefill_metadata(seq_lens, **options, **case)
+        positional, keywords = inputs.arguments()
+        expected = quest_prefill_metadata_ref(*positional, **keywords)
+        for threads in THREADS:
+            set_num_threads(threads)
+            for actual, pool in zip(prefill(inputs), expected, strict=True):
+                torch.testing.assert_close(actual, pool, rtol=0, atol=0, equal_nan=True)
+
+
 @fewer
 @given(prefill_inputs(update=False), st.data())
 def test_prefill_in_updates_is_one_prefill(inputs: PrefillMetadataInputs, data: Any) -> None:

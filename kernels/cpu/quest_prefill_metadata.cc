@@ -13,12 +13,16 @@
 
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
+#include "cpu/parallel.h"
+#include "cpu/pool_order.h"
+#include "cpu/prefetch.h"
 #include "cpu/tiles.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/quest_prefill_metadata.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -131,18 +135,45 @@ HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int6
 }
 
 // Turns ordered integers back into floats; both are NaN if a NaN was among the keys.
+template <typename Type, class D, class V = hn::Vec<D>>
+HWY_INLINE void ToFloats(D d, V& max, V& min) {
+  const auto infinity = hn::Set(d, Type::kInfinity);
+  const auto is_nan = hn::Or(hn::Gt(max, infinity), hn::Lt(min, hn::Not(infinity)));
+  const auto nan = hn::Set(d, Type::kNaN);
+  max = hn::IfThenElse(is_nan, nan, Ordered(d, max));
+  min = hn::IfThenElse(is_nan, nan, Ordered(d, min));
+}
+
 template <typename Type, typename Bits = typename Type::Bits>
 HWY_INLINE void StoreRow(const Bits* HWY_RESTRICT max, const Bits* HWY_RESTRICT min, int64_t count,
                          Bits* HWY_RESTRICT max_out, Bits* HWY_RESTRICT min_out) {
   ForEachVector<Bits>(count, [&](auto d, int64_t i) HWY_ATTR {
-    const auto vmax = hn::LoadU(d, max + i);
-    const auto vmin = hn::LoadU(d, min + i);
-    const auto infinity = hn::Set(d, Type::kInfinity);
-    const auto is_nan = hn::Or(hn::Gt(vmax, infinity), hn::Lt(vmin, hn::Not(infinity)));
-    const auto nan = hn::Set(d, Type::kNaN);
-    hn::StoreU(hn::IfThenElse(is_nan, nan, Ordered(d, vmax)), d, max_out + i);
-    hn::StoreU(hn::IfThenElse(is_nan, nan, Ordered(d, vmin)), d, min_out + i);
+    auto vmax = hn::LoadU(d, max + i);
+    auto vmin = hn::LoadU(d, min + i);
+    ToFloats<Type>(d, vmax, vmin);
+    hn::StoreU(vmax, d, max_out + i);
+    hn::StoreU(vmin, d, min_out + i);
   });
+}
+
+// As StoreRow, past the caches: rows here and there in memory would wait for what they overwrite.
+// False, and nothing stored, unless they are made of whole cache lines. FlushStream makes the
+// stores visible to other threads.
+template <typename Type, typename Bits = typename Type::Bits>
+HWY_INLINE bool StreamRow(const Bits* HWY_RESTRICT max, const Bits* HWY_RESTRICT min, int64_t count,
+                          Bits* HWY_RESTRICT max_out, Bits* HWY_RESTRICT min_out) {
+  constexpr uintptr_t kLine = static_cast<uintptr_t>(kCacheLine);
+  const auto address = reinterpret_cast<uintptr_t>(max_out) | reinterpret_cast<uintptr_t>(min_out);
+  if ((address | static_cast<uintptr_t>(count) * sizeof(Bits)) % kLine != 0) return false;
+  const hn::CappedTag<Bits, kCacheLine / sizeof(Bits)> d;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    auto vmax = hn::LoadU(d, max + i);
+    auto vmin = hn::LoadU(d, min + i);
+    ToFloats<Type>(d, vmax, vmin);
+    hn::Stream(vmax, d, max_out + i);
+    hn::Stream(vmin, d, min_out + i);
+  }
+  return true;
 }
 
 template <typename Type>
@@ -153,24 +184,37 @@ class MetadataPass {
   explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {}
 
   void Run() const {
-    const int64_t block_bytes =
-        p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
+    if (block_bytes() <= kShort) {
+      const PoolOrder order(
+          p_.batch, [this](int64_t b) { return BlocksToUpdate(p_, b); },
+          [this](int64_t b) { return p_.block_tables + b * p_.block_tables_stride; });
+      if (order.pays()) {
+        RunInPoolOrder(order);
+        return;
+      }
+    }
     const auto num_blocks = [&](int64_t b) {
       const BlockRange range = BlocksToUpdate(p_, b);
       return std::max<int64_t>(range.end - range.begin, 0);
     };
-    Tiles(p_.batch, block_bytes, num_blocks)
+    Tiles(p_.batch, block_bytes(), num_blocks)
         .ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
           const BlockRange range = BlocksToUpdate(p_, b);
           Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
           for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
-            ReduceBlock(b, j, accumulators);
+            ReduceBlock(p_.block_tables[b * p_.block_tables_stride + j], NumTokens(p_, b, j),
+                        accumulators);
+            StoreBlock(b, j, accumulators);
           }
           if (range.begin + end == range.end) ClearRowsBehind(b, range);
         });
   }
 
  private:
+  // Bytes of keys per block up to which the order of the blocks makes a difference.
+  static constexpr int64_t kShort = int64_t{64} << 10;
+  static constexpr int64_t kPoolBytesPerTurn = int64_t{512} << 10;
+
   struct Accumulators {  // [num_kv_heads, head_dim], ordered integers
     explicit Accumulators(int64_t size)
         : max(static_cast<size_t>(size)), min(static_cast<size_t>(size)) {}
@@ -193,10 +237,31 @@ class MetadataPass {
   Bits* MaxRow(int64_t b, int64_t j) const { return Row(p_.maxblocks, p_.maxblocks_strides, b, j); }
   Bits* MinRow(int64_t b, int64_t j) const { return Row(p_.minblocks, p_.minblocks_strides, b, j); }
 
-  void ReduceBlock(int64_t b, int64_t j, Accumulators& accumulators) const {
-    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
+  int64_t block_bytes() const {
+    return p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
+  }
+
+  void RunInPoolOrder(const PoolOrder& order) const {
+    const int64_t grain = std::max<int64_t>(kPoolBytesPerTurn / block_bytes(), 1);
+    order.ParallelForEach(grain, [this](const std::vector<PoolOrder::Block>& blocks) {
+      Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
+      for (const PoolOrder::Block& block : blocks) {
+        ReduceBlock(block.place, NumTokens(p_, block.request, block.number), accumulators);
+        StreamBlock(block.request, block.number, accumulators);
+      }
+      hwy::FlushStream();
+    });
+    ParallelFor(p_.batch, 1, [this](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const BlockRange range = BlocksToUpdate(p_, b);
+        if (!range.empty()) ClearRowsBehind(b, range);
+      }
+    });
+  }
+
+  // Leaves the maxima and minima of the keys of a block of the pool in `accumulators`.
+  void ReduceBlock(int64_t block, int64_t num_tokens, Accumulators& accumulators) const {
     const Bits* keys = static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
-    const int64_t num_tokens = NumTokens(p_, b, j);
     accumulators.Reset();
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();
@@ -208,10 +273,27 @@ class MetadataPass {
                      max + n * p_.head_dim, min + n * p_.head_dim);
       }
     }
+  }
+
+  void StoreBlock(int64_t b, int64_t j, const Accumulators& accumulators) const {
+    Bits* max_row = MaxRow(b, j);
+    Bits* min_row = MinRow(b, j);
     for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-      StoreRow<Type>(max + n * p_.head_dim, min + n * p_.head_dim, p_.head_dim,
-                     MaxRow(b, j) + n * p_.maxblocks_strides[2],
-                     MinRow(b, j) + n * p_.minblocks_strides[2]);
+      StoreRow<Type>(accumulators.max.data() + n * p_.head_dim,
+                     accumulators.min.data() + n * p_.head_dim, p_.head_dim,
+                     max_row + n * p_.maxblocks_strides[2], min_row + n * p_.minblocks_strides[2]);
+    }
+  }
+
+  void StreamBlock(int64_t b, int64_t j, const Accumulators& accumulators) const {
+    Bits* max_row = MaxRow(b, j);
+    Bits* min_row = MinRow(b, j);
+    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+      const bool done = StreamRow<Type>(accumulators.max.data() + n * p_.head_dim,
+                                        accumulators.min.data() + n * p_.head_dim, p_.head_dim,
+                                        max_row + n * p_.maxblocks_strides[2],
+                                        min_row + n * p_.minblocks_strides[2]);
+      if (!done) return StoreBlock(b, j, accumulators);
     }
   }
 
