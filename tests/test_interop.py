@@ -418,6 +418,17 @@ def test_dispatch_mode_sees_the_operators(data: Data) -> None:
     assert ours == names
 
 
+def test_torch_without_a_private_function(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that has one of them no more costs time, not the import or the result."""
+    missing = _torch_ops._private("_C._no_such_function")
+    assert missing()
+    monkeypatch.setattr(_torch_ops, "_functorch_stack", missing)
+    assert not _torch_ops.call_directly(lambda: None, (), (data.query,), ())
+    assert quest_block_select_paged(*data.select_arguments(), K).tolist() == (
+        expected_selection(data)
+    )
+
+
 def test_vmap_is_an_error(data: Data) -> None:
     def step(query: torch.Tensor) -> torch.Tensor:
         return quest_block_select_paged(query, *data.select_arguments()[1:], K)

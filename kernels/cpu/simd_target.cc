@@ -1,5 +1,6 @@
 // The SIMD target that the CPU kernels dispatch to: Highway's choice, or the user's.
 
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <string>
@@ -18,6 +19,10 @@ const std::vector<int64_t>& Targets() {
   return targets;
 }
 
+// What the kernels dispatch to. Highway knows as well, but asks the processor anew at every call,
+// which takes microseconds on a virtual one.
+std::atomic<int64_t> chosen_target{0};
+
 // The empty name goes back to the best target. `what` names in the message what is being set.
 void Force(const std::string& name, const char* what) {
   int64_t mask = 0;
@@ -32,6 +37,7 @@ void Force(const std::string& name, const char* what) {
   }
   hwy::SetSupportedTargetsForTest(mask);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  chosen_target = mask == 0 ? Targets().front() : mask;
 }
 
 // Before anything else looks at the targets.
@@ -53,7 +59,7 @@ std::vector<std::string> SimdTargets() {
 
 std::string SimdTarget() {
   ForceFromEnvironment();
-  return hwy::TargetName(hwy::SupportedAndGeneratedTargets().front());
+  return hwy::TargetName(chosen_target);
 }
 
 void SetSimdTarget(const std::string& name) {

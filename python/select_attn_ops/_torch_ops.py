@@ -7,19 +7,32 @@ memory of their own (fake, meta), torch must see an operator with a schema inste
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
 
 from ._library import is_torch, mark_written, torch
 
+
+def _private(name: str) -> Callable[[], object]:
+    """Return a private function of torch's; where it is gone, one that always has a result."""
+    try:
+        function: Callable[[], object] = operator.attrgetter(name)(torch)
+    except AttributeError:
+        return lambda: True
+    return function
+
+
 # The classes of torch's own tensors: any other may want to see a call, or to refuse it.
 _PLAIN_TYPES: frozenset[type] = frozenset()
 if torch is not None:
     _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
-    _num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-    _tracing_state: Callable[[], object] = torch._C._get_tracing_state
-    _functorch_stack: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+    # What they return is true while somebody wants to see every call: make_fx, jit, functorch.
+    # If a torch has one of them no more, calls go through its dispatcher, which is always right.
+    _dispatch_modes = _private("_C._len_torch_dispatch_stack")
+    _tracing_state = _private("_C._get_tracing_state")
+    _functorch_stack = _private("_C._functorch.peek_interpreter_stack")
 
 
 def call_directly(
@@ -89,10 +102,8 @@ def takes_over(tensors: tuple[Any, ...]) -> bool:
 
 
 def _is_traced() -> bool:
-    """Whether anything but the eager kernels wants to see the call: make_fx, jit, functorch."""
-    return (
-        _num_dispatch_modes() > 0 or _tracing_state() is not None or _functorch_stack() is not None
-    )
+    """Whether anything but the eager kernels wants to see the call."""
+    return bool(_dispatch_modes() or _tracing_state() or _functorch_stack())
 
 
 def register(schema: str, function: Callable[..., None]) -> Callable[..., None]:
