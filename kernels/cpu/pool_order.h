@@ -41,8 +41,11 @@ class PoolOrder {
     }
   }
 
-  // Whether the order of the pool is likely to be faster than that of the tables. If not, there is
-  // nothing to go through.
+  // Whether the tables jump about in the pool.
+  bool jumps() const { return jumps_; }
+
+  // Whether they do, and the order of the pool is likely to be faster. If not, there is nothing to
+  // go through.
   bool pays() const { return !next_.empty(); }
 
   // Calls fn(blocks) in parallel, with the blocks of `grain` places of the pool at a time, in the
@@ -95,6 +98,8 @@ class PoolOrder {
     return count_ >= kFew && count_ <= std::numeric_limits<int32_t>::max() && jumps > count_ / 4 &&
            end_ - begin_ <= kPlacesPerBlock * count_;
   }
+
+  bool jumps_ = false;
 
   // Blocks are counted through the whole batch.
   int64_t count_ = 0;

@@ -1,8 +1,8 @@
 // CPU backend of quest_block_select_paged, compiled once per SIMD target by foreach_target.h.
 //
 // Passes over the batch: the mean query of every KV head; the scores of all blocks, in tiles over
-// which the threads share even a single request, each request's selection following its last tile;
-// the selections of requests with so many scores that the threads had better share those as well.
+// which the threads share even a single request, or in the order of the pool; the selection of
+// every (request, KV head), for requests with few scores straight after the last of these.
 
 #include "select_attn_ops/quest_block_select_paged.h"
 
@@ -15,6 +15,7 @@
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
+#include "cpu/pool_order.h"
 #include "cpu/prefetch.h"
 #include "cpu/stopwatch.h"
 #include "cpu/tiles.h"
@@ -233,32 +234,30 @@ class Selection {
       for (int64_t row = begin; row < end; ++row) ComputeQuery(row);
     });
 
-    const int64_t block_bytes = 2 * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)};
-    const Tiles tiles(p_.batch, block_bytes, [&](int64_t b) { return ranked_[b].num_scored(); });
-    std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
-    for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
-    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      ComputeScores(b, ranked_[b].scored_begin + begin, ranked_[b].scored_begin + end);
-      if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
-      SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
-    });
+    const bool in_pool_order = ScoreInPoolOrder();
+    if (!in_pool_order) ScoreInTiles();
 
-    std::vector<int64_t> others;
+    std::vector<int64_t> requests;  // that are not selected yet
     for (int64_t b = 0; b < p_.batch; ++b) {
-      if (!SelectsAtOnce(b)) others.push_back(b);
+      if (in_pool_order || !SelectsAtOnce(b)) requests.push_back(b);
     }
-    const int64_t num_others = static_cast<int64_t>(others.size()) * p_.num_kv_heads;
-    ParallelFor(num_others, RowsPerRange(longest_ + 16 * p_.k), [&](int64_t begin, int64_t end) {
+    const int64_t heads = p_.num_kv_heads;
+    const auto select = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = others[i / p_.num_kv_heads] * p_.num_kv_heads + i % p_.num_kv_heads;
+        const int64_t row = requests[i / heads] * heads + i % heads;
         SelectRows(row, row + 1);
       }
-    });
+    };
+    ParallelFor(static_cast<int64_t>(requests.size()) * heads, RowsPerRange(longest_ + 16 * p_.k),
+                select);
   }
 
  private:
   // Rows of `cost` operations or so that make a range worth handing over.
   static int64_t RowsPerRange(int64_t cost) { return std::max<int64_t>(32768 / cost, 1); }
+
+  // Bytes of metadata per KV block.
+  int64_t RowBytes() const { return 2 * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)}; }
 
   float* Query(int64_t row) const { return queries_.get() + row * query_size_; }
 
@@ -374,14 +373,86 @@ class Selection {
     int64_t ahead_min_;
   };
 
-  // Scores KV blocks [begin, end) of request b for all KV heads. Long metadata blocks are read from
-  // end to end. Of short ones four are read side by side, because each is over before the hardware
-  // has noticed that it is being read.
-  void ComputeScores(int64_t b, int64_t begin, int64_t end) {
+  // Scores the rows that it is given, once it has enough of them or is told to.
+  class RowScorer {
+   public:
+    explicit RowScorer(int64_t head_dim) : head_dim_(head_dim) {}
+
+    void Add(const ScoredRow<T>& row) {
+      rows_[filled_++] = row;
+      if (filled_ == kRowsAtOnce) Finish();
+    }
+
+    void Finish() {
+      if (filled_ == 0) return;
+      std::fill(rows_ + filled_, rows_ + kRowsAtOnce, rows_[0]);
+      ScoreRows<MinMaxScore>(rows_, head_dim_);
+      filled_ = 0;
+    }
+
+   private:
+    const int64_t head_dim_;
+    ScoredRow<T> rows_[kRowsAtOnce];
+    int filled_ = 0;
+  };
+
+  // Whether metadata blocks are so short that it takes care to read them fast: each would be over
+  // before the hardware has noticed that it is being read.
+  bool HasShortMetadataBlocks() const {
+    constexpr int64_t kShort = int64_t{128} << 10;  // maxima and minima
+    return p_.rows_per_metadata_block * RowBytes() <= kShort;
+  }
+
+  // Scores all blocks, if they have short metadata blocks that lie densely in the pool: then it is
+  // as good as one long block, if it is read in the order of the pool.
+  bool ScoreInPoolOrder() {
+    if (!HasShortMetadataBlocks()) return false;
+    const int64_t rows = p_.rows_per_metadata_block;
+    const PoolOrder order(
+        p_.batch,
+        [&](int64_t b) {
+          const RankedBlocks& ranked = ranked_[b];
+          if (ranked.num_scored() == 0) return BlockRange{0, 0};
+          return BlockRange{ranked.scored_begin / rows, (ranked.scored_end - 1) / rows + 1};
+        },
+        [&](int64_t b) { return p_.metadata_block_tables + b * p_.metadata_block_tables_stride; });
+    side_by_side_ = order.jumps();
+    if (!order.pays()) return false;
+    const int64_t block_bytes = rows * RowBytes();
+    constexpr int64_t kBytesPerTurn = int64_t{256} << 10;
+    order.ParallelForEach(
+        std::max<int64_t>(kBytesPerTurn / block_bytes, 1),
+        [&](const std::vector<PoolOrder::Block>& blocks) {
+          const Lap lap(Phase::kScoring);
+          RowScorer scorer(p_.head_dim);
+          for (const PoolOrder::Block& block : blocks) {
+            const RankedBlocks& ranked = ranked_[block.request];
+            const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
+            const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
+            Strand strand(*this, block.request, begin, end);
+            while (!strand.done()) scorer.Add(strand.Next());
+          }
+          scorer.Finish();
+        });
+    return true;
+  }
+
+  // Scores all blocks, request by request, and selects those of requests that can be at once.
+  void ScoreInTiles() {
+    const Tiles tiles(p_.batch, RowBytes(), [&](int64_t b) { return ranked_[b].num_scored(); });
+    std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
+    for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
+    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
+      ScoreTile(b, ranked_[b].scored_begin + begin, ranked_[b].scored_begin + end);
+      if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
+      SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
+    });
+  }
+
+  // Scores KV blocks [begin, end) of request b for all KV heads.
+  void ScoreTile(int64_t b, int64_t begin, int64_t end) {
     const Lap lap(Phase::kScoring);
-    constexpr int64_t kShort = int64_t{64} << 10;  // bytes of a metadata block
-    const int64_t row_bytes = p_.num_kv_heads * p_.head_dim * int64_t{sizeof(T)};
-    if (p_.rows_per_metadata_block * row_bytes > kShort) {
+    if (!side_by_side_) {
       Strand strand(*this, b, begin, end);
       ScoreStrands<1>(&strand);
       return;
@@ -397,21 +468,15 @@ class Selection {
   // Scores the rows of the strands, a row of each in turn. The last strand is the longest.
   template <int kStrands>
   void ScoreStrands(Strand* strands) const {
-    ScoredRow<T> rows[kRowsAtOnce];
-    int filled = 0;
+    RowScorer scorer(p_.head_dim);
     while (!strands[kStrands - 1].done()) {
       for (int s = 0; s < kStrands; ++s) {
         if (strands[s].done()) continue;
         if (kStrands > 1) strands[s].Prefetch();
-        rows[filled++] = strands[s].Next();
-        if (filled < kRowsAtOnce) continue;
-        ScoreRows<MinMaxScore>(rows, p_.head_dim);
-        filled = 0;
+        scorer.Add(strands[s].Next());
       }
     }
-    if (filled == 0) return;
-    std::fill(rows + filled, rows + kRowsAtOnce, rows[0]);
-    ScoreRows<MinMaxScore>(rows, p_.head_dim);
+    scorer.Finish();
   }
 
   // Whether a request's scores are so few that they are still in the cache of the thread that
@@ -447,6 +512,7 @@ class Selection {
 
   const QuestBlockSelectPagedParams& p_;
   const int64_t query_size_;                    // floats of a mean query
+  bool side_by_side_ = false;                   // four metadata blocks are read at a time
   int64_t longest_ = 0;                         // most scored blocks of a request
   std::vector<RankedBlocks> ranked_;            // [batch]
   std::vector<int64_t> first_score_;            // [batch], index of the request's first score
