@@ -361,16 +361,16 @@ class Selection {
     const int64_t b_;
     int64_t next_;  // KV block behind those of the rows below
     const int64_t end_;
-    ScoredRow<T> row_;    // the next one
-    ScoredRow<T> first_;  // of the inner ones
-    Step inner_;
-    Step outer_;
-    int64_t inner_count_;
+    ScoredRow<T> row_ = {};    // the next one
+    ScoredRow<T> first_ = {};  // of the inner ones
+    Step inner_ = {};
+    Step outer_ = {};
+    int64_t inner_count_ = 0;
     int64_t inner_left_ = 0;
     int64_t outer_left_ = 0;
     bool has_ahead_ = false;
-    int64_t ahead_max_;  // from a row to that in the next metadata block
-    int64_t ahead_min_;
+    int64_t ahead_max_ = 0;  // from a row to that in the next metadata block
+    int64_t ahead_min_ = 0;
   };
 
   // Scores the rows that it is given, once it has enough of them or is told to.
