@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from select_attn_ops.bench.measuring import (
     interleave,
     last_cache_bytes,
 )
+from select_attn_ops.bench.stopwatch import Laps
 from select_attn_ops.bench.suites import SUITES, quick
 
 CPU = torch.device("cpu")
@@ -139,18 +141,28 @@ def test_no_ceiling_for_other_devices() -> None:
 # --- the stopwatch
 
 
-def test_stopwatch() -> None:
+def test_laps_are_inside_each_other() -> None:
     case = cases.build(Spec(Shape(SELECT, (16384,))), CPU, 1)
-    LIB.set_stopwatch(True)
+    with runner.Runner(CPU, QUICK).setting(threads=1):
+        laps = Laps.of(case.calls[0])
+    assert laps.python > laps.call > laps.kernel > laps.scoring + laps.selection
+    assert min(laps.scoring, laps.selection) > 0
+
+
+def test_the_stopwatch_starts_at_zero_and_stops() -> None:
+    case = cases.build(Spec(Shape(SELECT, (16384,))), CPU, 1)
+    Laps.of(case.calls[0])
+    before = LIB.stopwatch_time(0)
     case.calls[0]()
-    call, kernel = LIB.stopwatch_time(0), LIB.stopwatch_time(1)
-    LIB.set_stopwatch(False)
-    assert call > kernel > 0
-    case.calls[0]()
-    assert (LIB.stopwatch_time(0), LIB.stopwatch_time(1)) == (call, kernel)
-    LIB.set_stopwatch(True)
-    assert LIB.stopwatch_time(1) == 0
-    LIB.set_stopwatch(False)
+    assert LIB.stopwatch_time(0) == before > 0
+    assert Laps.of(lambda: None).call == 0
+
+
+def test_the_stopwatch_stops_when_a_call_fails() -> None:
+    with pytest.raises(ZeroDivisionError):
+        Laps.of(lambda: 1 / 0)
+    cases.build(Spec(Shape(SELECT, (16384,))), CPU, 1).calls[0]()
+    assert LIB.stopwatch_time(0) == 0
 
 
 # --- measuring
@@ -461,7 +473,20 @@ def test_comparisons() -> None:
     for finding in findings:
         assert finding.value is None or finding.value > 0, finding
         assert (finding.value is None) == bool(finding.note), finding
-    assert LIB.stopwatch_time(0) >= 0
+
+
+def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--quick", "--profile"]) == 0
+    select, prefill = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"{SELECT} \(bf16, 1 thread\): [\d.]+ GB/s from memory .*, [\d.]+ from the .* cache .*, "
+        r"both while scoring, which takes 0\.\d+ of the time; selecting 0\.\d+, the rest 0\.\d+",
+        select,
+    )
+    assert re.fullmatch(
+        rf"{PREFILL} \(bf16, 1 thread\): [\d.]+ GB/s from memory .*, [\d.]+ from the .* cache .*",
+        prefill,
+    )
 
 
 def test_a_comparison_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

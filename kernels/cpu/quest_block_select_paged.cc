@@ -16,7 +16,6 @@
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
 #include "cpu/pool_order.h"
-#include "cpu/prefetch.h"
 #include "cpu/stopwatch.h"
 #include "cpu/tiles.h"
 
@@ -24,6 +23,7 @@
 #define HWY_TARGET_INCLUDE "cpu/quest_block_select_paged.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
+#include "cpu/metadata_strand-inl.h"
 #include "cpu/row-inl.h"
 #include "cpu/top_k-inl.h"
 #include "hwy/aligned_allocator.h"
@@ -99,17 +99,9 @@ struct MinMaxScore {
   }
 };
 
-// Where a row of metadata lies, what it is scored against and where its score goes.
-template <typename T>
-struct ScoredRow {
-  const float* q;  // as MeanQuery leaves it
-  const T* max;
-  const T* min;
-  float* score;
-};
-
-// The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one
-// would wait on its own latency. Unless kCarefully, `probe` becomes NaN where they may be wrong.
+// The terms of a row of head_dim elements summed up, spread over the lanes. The query is as
+// MeanQuery leaves it. Two sums, because one would wait on its own latency. Unless kCarefully,
+// `probe` becomes NaN where they may be wrong.
 template <class Score, bool kCarefully, typename T>
 HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
   const DF df;
@@ -253,6 +245,8 @@ class Selection {
   }
 
  private:
+  using Strand = MetadataStrand<T>;
+
   // Rows of `cost` operations or so that make a range worth handing over.
   static int64_t RowsPerRange(int64_t cost) { return std::max<int64_t>(32768 / cost, 1); }
 
@@ -266,6 +260,16 @@ class Selection {
     return scores_.get() + first_score_[b] + n * ranked_[b].num_scored();
   }
 
+  ScoredRequest Scored(int64_t b) const {
+    const RankedBlocks& ranked = ranked_[b];
+    return {p_.metadata_block_tables + b * p_.metadata_block_tables_stride,
+            Query(b * p_.num_kv_heads),
+            query_size_,
+            ranked.scored_begin,
+            Scores(b, 0),
+            ranked.num_scored()};
+  }
+
   void ComputeQuery(int64_t row) {
     const int64_t group = p_.num_heads / p_.num_kv_heads;
     const int64_t b = row / p_.num_kv_heads;
@@ -274,104 +278,6 @@ class Selection {
         static_cast<const T*>(p_.query) + b * p_.query_strides[0] + h * p_.query_strides[1];
     MeanQuery(heads, p_.query_strides[1], group, p_.head_dim, Query(row));
   }
-
-  // From one row to the next, in elements.
-  struct Step {
-    int64_t q;
-    int64_t max;
-    int64_t min;
-    int64_t score;
-
-    void Advance(ScoredRow<T>& row) const {
-      row.q += q;
-      row.max += max;
-      row.min += min;
-      row.score += score;
-    }
-  };
-
-  // The rows of KV blocks [begin, end) of request b, one after the other as they lie in memory.
-  class Strand {
-   public:
-    Strand(const Selection& selection, int64_t b, int64_t begin, int64_t end)
-        : selection_(selection), b_(b), next_(begin), end_(end) {
-      if (begin < end) EnterMetadataBlock();
-    }
-
-    bool done() const { return inner_left_ == 0; }
-
-    // Where the next row has another of its kind in the next metadata block, asks for that one.
-    // Hardware that prefetches knows about the neighbours of a row, but not about block tables.
-    void Prefetch() const {
-      if (!has_ahead_) return;
-      constexpr int64_t kLine = kCacheLine / int64_t{sizeof(T)};
-      for (int64_t d = 0; d < selection_.p_.head_dim; d += kLine) {
-        PrefetchToL2(row_.max + ahead_max_ + d);
-        PrefetchToL2(row_.min + ahead_min_ + d);
-      }
-    }
-
-    ScoredRow<T> Next() {
-      const ScoredRow<T> row = row_;
-      if (--inner_left_ > 0) {
-        inner_.Advance(row_);
-      } else if (--outer_left_ > 0) {
-        outer_.Advance(first_);
-        row_ = first_;
-        inner_left_ = inner_count_;
-      } else if (next_ < end_) {
-        EnterMetadataBlock();
-      }
-      return row;
-    }
-
-   private:
-    // Turns to the rows of KV block next_ and of those behind it in the same metadata block.
-    void EnterMetadataBlock() {
-      const QuestBlockSelectPagedParams& p = selection_.p_;
-      const int64_t* max = p.maxblocks_strides;
-      const int64_t* min = p.minblocks_strides;
-      const int32_t* table = p.metadata_block_tables + b_ * p.metadata_block_tables_stride;
-      const int64_t column = next_ / p.rows_per_metadata_block;
-      const int64_t row = next_ % p.rows_per_metadata_block;
-      const int64_t count = std::min(p.rows_per_metadata_block - row, end_ - next_);
-      const RankedBlocks& ranked = selection_.ranked_[b_];
-      first_ = {selection_.Query(b_ * p.num_kv_heads),
-                static_cast<const T*>(p.maxblocks) + table[column] * max[0] + row * max[1],
-                static_cast<const T*>(p.minblocks) + table[column] * min[0] + row * min[1],
-                selection_.Scores(b_, 0) + (next_ - ranked.scored_begin)};
-      row_ = first_;
-      const Step next_row = {0, max[1], min[1], 1};
-      const Step next_head = {selection_.query_size_, max[2], min[2], ranked.num_scored()};
-      const bool heads_inside = p.num_kv_heads > 1 && max[2] <= max[1];
-      inner_ = heads_inside ? next_head : next_row;
-      outer_ = heads_inside ? next_row : next_head;
-      inner_count_ = heads_inside ? p.num_kv_heads : count;
-      inner_left_ = inner_count_;
-      outer_left_ = heads_inside ? count : p.num_kv_heads;
-      next_ += count;
-      has_ahead_ = next_ < end_;
-      if (!has_ahead_) return;
-      const int64_t blocks_ahead = int64_t{table[column + 1]} - table[column];
-      ahead_max_ = blocks_ahead * max[0];
-      ahead_min_ = blocks_ahead * min[0];
-    }
-
-    const Selection& selection_;
-    const int64_t b_;
-    int64_t next_;  // KV block behind those of the rows below
-    const int64_t end_;
-    ScoredRow<T> row_ = {};    // the next one
-    ScoredRow<T> first_ = {};  // of the inner ones
-    Step inner_ = {};
-    Step outer_ = {};
-    int64_t inner_count_ = 0;
-    int64_t inner_left_ = 0;
-    int64_t outer_left_ = 0;
-    bool has_ahead_ = false;
-    int64_t ahead_max_ = 0;  // from a row to that in the next metadata block
-    int64_t ahead_min_ = 0;
-  };
 
   // Scores the rows that it is given, once it has enough of them or is told to.
   class RowScorer {
@@ -429,7 +335,7 @@ class Selection {
             const RankedBlocks& ranked = ranked_[block.request];
             const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
             const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
-            Strand strand(*this, block.request, begin, end);
+            Strand strand(p_, Scored(block.request), begin, end);
             while (!strand.done()) scorer.Add(strand.Next());
           }
           scorer.Finish();
@@ -452,16 +358,17 @@ class Selection {
   // Scores KV blocks [begin, end) of request b for all KV heads.
   void ScoreTile(int64_t b, int64_t begin, int64_t end) {
     const Lap lap(Phase::kScoring);
+    const ScoredRequest request = Scored(b);
     if (!side_by_side_) {
-      Strand strand(*this, b, begin, end);
+      Strand strand(p_, request, begin, end);
       ScoreStrands<1>(&strand);
       return;
     }
     const int64_t quarter = (end - begin) / 4;
-    Strand strands[] = {{*this, b, begin, begin + quarter},
-                        {*this, b, begin + quarter, begin + 2 * quarter},
-                        {*this, b, begin + 2 * quarter, begin + 3 * quarter},
-                        {*this, b, begin + 3 * quarter, end}};
+    Strand strands[] = {{p_, request, begin, begin + quarter},
+                        {p_, request, begin + quarter, begin + 2 * quarter},
+                        {p_, request, begin + 2 * quarter, begin + 3 * quarter},
+                        {p_, request, begin + 3 * quarter, end}};
     ScoreStrands<4>(strands);
   }
 

@@ -16,6 +16,7 @@ from .cases import DTYPES, Spec, WrongResultError
 from .comparisons import COMPARISONS, Finding
 from .measuring import QUICK, THOROUGH
 from .plot import pyplot, write_plot
+from .profile import profile
 from .runner import Result, Runner
 from .suites import SUITES, quick
 
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         "--simd-target", choices=runtime.simd_targets(), help="in place of the suites' own"
     )
     parser.add_argument("--quick", action="store_true", help="small data, to see that it works")
+    parser.add_argument(
+        "--profile", action="store_true", help="only say where the time of a call goes"
+    )
     parser.add_argument("--list", action="store_true", help="print names and measure nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the suite context")
@@ -88,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     device = _check_device(options.device)
     specs, comparisons = _specs(options), _comparisons(options)
+    if options.profile:
+        print(*profile(Runner(device, QUICK if options.quick else THOROUGH)), sep="\n")
+        return 0
     if options.list:
         print(*(spec.name for spec in specs), *comparisons, sep="\n")
         return 0

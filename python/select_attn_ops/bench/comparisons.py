@@ -14,13 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from .. import runtime
-from .._library import LIB
 from .cases import SELECT, Shape, Spec, build
 from .measuring import Contender, Turns, interleave
 from .runner import Runner, by_turn
-
-# The numbers of phases in kernels/cpu/stopwatch.h.
-_CALL, _KERNEL, _SCORING, _SELECTION = range(4)
+from .stopwatch import Laps
 
 _K = 1 << 10
 
@@ -47,12 +44,9 @@ def top_k(runner: Runner) -> list[Finding]:
     with runner.setting(threads=1):
         case.check()
         for number in range(_repeats(runner, 100)):
-            LIB.set_stopwatch(True)
-            case.calls[number % len(case.calls)]()
-            scoring = LIB.stopwatch_time(_SCORING)
-            if scoring > 0:
-                shares.append(LIB.stopwatch_time(_SELECTION) / scoring)
-        LIB.set_stopwatch(False)
+            laps = Laps.of(case.calls[number % len(case.calls)])
+            if laps.scoring > 0:
+                shares.append(laps.selection / laps.scoring)
     found = Finding("line 6", "top 64 of 8192 scores, over the time of scoring them", None, 0.1)
     if not shares:
         return [replace(found, note="the kernel does not time its passes")]
@@ -68,13 +62,9 @@ def call_overhead(runner: Runner) -> list[Finding]:
     with runner.setting():
         case.check()
         for _ in range(_repeats(runner, 2000)):
-            LIB.set_stopwatch(True)
-            start = time.perf_counter_ns()
-            call()
-            taken = time.perf_counter_ns() - start
-            python.append(taken - LIB.stopwatch_time(_CALL))
-            cpp.append(LIB.stopwatch_time(_CALL) - LIB.stopwatch_time(_KERNEL))
-        LIB.set_stopwatch(False)
+            laps = Laps.of(call)
+            python.append(laps.python - laps.call)
+            cpp.append(laps.call - laps.kernel)
     texts = ("Python call over C++ call", "C++ call over the kernel")
     return [
         Finding("line 7", f"{text}, B=1, 16k tokens", statistics.median(times) / 1e3, limit, "us")

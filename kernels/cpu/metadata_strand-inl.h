@@ -1,0 +1,144 @@
+// The walk of quest_block_select_paged through the metadata of a request: row after row as they lie
+// in memory, whatever the layout, each with the query it is scored against and the place of its
+// score. Included once per SIMD target, hence the toggle.
+
+#if defined(SELECT_ATTN_OPS_CPU_METADATA_STRAND_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SELECT_ATTN_OPS_CPU_METADATA_STRAND_INL_H_
+#undef SELECT_ATTN_OPS_CPU_METADATA_STRAND_INL_H_
+#else
+#define SELECT_ATTN_OPS_CPU_METADATA_STRAND_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/prefetch.h"
+#include "hwy/highway.h"
+#include "select_attn_ops/quest_block_select_paged.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace select_attn::cpu {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+struct ScoredRow {
+  const float* q;
+  const T* max;
+  const T* min;
+  float* score;
+};
+
+// What belongs to a request, head after head.
+struct ScoredRequest {
+  const int32_t* table;  // of its metadata blocks
+  const float* queries;  // of its KV heads
+  int64_t query_stride;
+  int64_t first_block;  // the KV block that scores[0] belongs to
+  float* scores;
+  int64_t scores_stride;
+};
+
+template <typename T>
+class MetadataStrand {
+ public:
+  // KV blocks [begin, end) of `request`, all heads.
+  MetadataStrand(const QuestBlockSelectPagedParams& p, const ScoredRequest& request, int64_t begin,
+                 int64_t end)
+      : p_(p), request_(request), next_(begin), end_(end) {
+    if (begin < end) EnterMetadataBlock();
+  }
+
+  bool done() const { return inner_left_ == 0; }
+
+  // Where the next row has another of its kind in the next metadata block, asks for that one.
+  // Hardware that prefetches knows about the neighbours of a row, but not about block tables.
+  void Prefetch() const {
+    if (!has_ahead_) return;
+    constexpr int64_t kLine = kCacheLine / int64_t{sizeof(T)};
+    for (int64_t d = 0; d < p_.head_dim; d += kLine) {
+      PrefetchToL2(row_.max + ahead_max_ + d);
+      PrefetchToL2(row_.min + ahead_min_ + d);
+    }
+  }
+
+  ScoredRow<T> Next() {
+    const ScoredRow<T> row = row_;
+    if (--inner_left_ > 0) {
+      inner_.Advance(row_);
+    } else if (--outer_left_ > 0) {
+      outer_.Advance(first_);
+      row_ = first_;
+      inner_left_ = inner_count_;
+    } else if (next_ < end_) {
+      EnterMetadataBlock();
+    }
+    return row;
+  }
+
+ private:
+  // From one row to the next, in elements.
+  struct Step {
+    int64_t q;
+    int64_t max;
+    int64_t min;
+    int64_t score;
+
+    void Advance(ScoredRow<T>& row) const {
+      row.q += q;
+      row.max += max;
+      row.min += min;
+      row.score += score;
+    }
+  };
+
+  // Turns to the rows of KV block next_ and of those behind it in the same metadata block.
+  // Not inlined, so that the loop over the rows keeps its registers.
+  HWY_NOINLINE void EnterMetadataBlock() {
+    const int64_t* max = p_.maxblocks_strides;
+    const int64_t* min = p_.minblocks_strides;
+    const int64_t column = next_ / p_.rows_per_metadata_block;
+    const int64_t row = next_ % p_.rows_per_metadata_block;
+    const int64_t count = std::min(p_.rows_per_metadata_block - row, end_ - next_);
+    const int64_t block = request_.table[column];
+    first_ = {request_.queries, static_cast<const T*>(p_.maxblocks) + block * max[0] + row * max[1],
+              static_cast<const T*>(p_.minblocks) + block * min[0] + row * min[1],
+              request_.scores + (next_ - request_.first_block)};
+    row_ = first_;
+    const Step next_row = {0, max[1], min[1], 1};
+    const Step next_head = {request_.query_stride, max[2], min[2], request_.scores_stride};
+    const bool heads_inside = p_.num_kv_heads > 1 && max[2] <= max[1];
+    inner_ = heads_inside ? next_head : next_row;
+    outer_ = heads_inside ? next_row : next_head;
+    inner_count_ = heads_inside ? p_.num_kv_heads : count;
+    inner_left_ = inner_count_;
+    outer_left_ = heads_inside ? count : p_.num_kv_heads;
+    next_ += count;
+    has_ahead_ = next_ < end_;
+    if (!has_ahead_) return;
+    const int64_t blocks_ahead = request_.table[column + 1] - block;
+    ahead_max_ = blocks_ahead * max[0];
+    ahead_min_ = blocks_ahead * min[0];
+  }
+
+  const QuestBlockSelectPagedParams& p_;
+  const ScoredRequest request_;
+  int64_t next_;  // KV block behind those of the rows below
+  const int64_t end_;
+  ScoredRow<T> row_ = {};    // the next one
+  ScoredRow<T> first_ = {};  // of the inner ones
+  Step inner_ = {};
+  Step outer_ = {};
+  int64_t inner_count_ = 0;
+  int64_t inner_left_ = 0;
+  int64_t outer_left_ = 0;
+  bool has_ahead_ = false;
+  int64_t ahead_max_ = 0;  // from a row to that in the next metadata block
+  int64_t ahead_min_ = 0;
+};
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace select_attn::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // SELECT_ATTN_OPS_CPU_METADATA_STRAND_INL_H_
