@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from common.compare import assert_selection_matches
-from common.layouts import GUARD_VALUE
+from common.layouts import GUARD_VALUE, clone_with_storage, whole_storage
 from common.paged import ceil_div
 from gen_data_quest_block_select_paged import SelectInputs, gen_data_quest_block_select_paged
 from gen_data_quest_prefill_metadata import PrefillMetadataInputs, gen_data_quest_prefill_metadata
@@ -301,7 +301,11 @@ def fill_tables(inputs: PrefillMetadataInputs) -> None:
 
 def prefill(inputs: PrefillMetadataInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pools after a call on copies of them."""
-    inputs = replace(inputs, maxblocks=inputs.maxblocks.clone(), minblocks=inputs.minblocks.clone())
+    inputs = replace(
+        inputs,
+        maxblocks=clone_with_storage(inputs.maxblocks),
+        minblocks=clone_with_storage(inputs.minblocks),
+    )
     positional, keywords = inputs.arguments()
     quest_prefill_metadata(*positional, **keywords)
     return inputs.maxblocks, inputs.minblocks
@@ -320,13 +324,15 @@ def test_many_short_blocks_at_every_target(target: str) -> None:
     runtime.set_simd_target(target)
     seq_lens, known = [5000, 0, 3001, 1500, 7], [1200, 0, 0, 1500, 3]
     options: dict[str, Any] = {"block_size": 4, "values": "special"}
-    # Rows of whole cache lines, of broken ones, and of whole ones that lie across lines.
+    # Rows of whole cache lines; of broken ones; of whole ones that lie across lines, all of them or
+    # all but the first head's.
     cases: list[dict[str, Any]] = [
         {"head_dim": 128, "num_kv_heads": 1},
         {"head_dim": 64, "dtype": torch.float16, "metadata_seq_lens": known},
         {"head_dim": 16, "dtype": torch.float32, "shared_kv_blocks": 300},
         {"head_dim": 24, "keyed_by_physical_block": True},
         {"head_dim": 32, "layout": "unaligned", "rows": 3},
+        {"head_dim": 32, "layout": "padded", "rows": 16},
     ]
     for case in cases:
         inputs = gen_data_quest_prefill_metadata(seq_lens, **options, **case)
@@ -336,6 +342,8 @@ def test_many_short_blocks_at_every_target(target: str) -> None:
             set_num_threads(threads)
             for actual, pool in zip(prefill(inputs), expected, strict=True):
                 torch.testing.assert_close(actual, pool, rtol=0, atol=0, equal_nan=True)
+                actual.fill_(GUARD_VALUE)
+                assert bool((whole_storage(actual) == GUARD_VALUE).all()), "written beside the rows"
 
 
 @fewer
@@ -730,19 +738,74 @@ def test_tables_do_not_depend_on_batch_and_order(inputs: TablesInputs, random: A
             assert torch.equal(actual, expected[b : b + 1])
 
 
+def assert_select_matches_the_reference(inputs: SelectInputs, k: int) -> None:
+    """Check a call, and that the number of threads does not matter."""
+    reference = quest_block_select_paged_ref(*inputs.positional, k, **inputs.keywords)
+    results = []
+    for threads in THREADS:
+        set_num_threads(threads)
+        results.append(select(inputs, k))
+        assert_selection_matches(results[-1], reference)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def spread(inputs: SelectInputs, factor: int) -> SelectInputs:
+    """Return the same call with the metadata blocks ``factor`` places apart, poison between."""
+    pools = []
+    for pool in (inputs.maxblocks, inputs.minblocks):
+        wide = torch.full((len(pool) * factor, *pool.shape[1:]), float("nan"), dtype=pool.dtype)
+        wide[::factor] = pool
+        pools.append(wide)
+    in_pool = (inputs.metadata_block_tables >= 0) & (
+        inputs.metadata_block_tables < len(inputs.maxblocks)
+    )
+    tables = torch.where(
+        in_pool, inputs.metadata_block_tables * factor, inputs.metadata_block_tables
+    )
+    return replace(inputs, maxblocks=pools[0], minblocks=pools[1], metadata_block_tables=tables)
+
+
 @pytest.mark.parametrize("target", runtime.simd_targets())
-def test_large_row_at_every_target(target: str) -> None:
-    """One request whose scores fill the candidates of a small k many times over."""
+def test_select_from_many_short_blocks_at_every_target(target: str) -> None:
+    """Metadata blocks taken in the order of the pool or, where they lie apart, side by side."""
     runtime.set_simd_target(target)
+    seq_lens, known = [3000, 0, 2001, 1500, 7], [2200, 0, 0, 1497, 3]
+    options: dict[str, Any] = {"block_size": 4, "rows": 3, "num_heads": 6}
+    cases: list[dict[str, Any]] = [
+        {"head_dim": 128, "num_kv_heads": 1, "metadata_seq_lens": known},
+        {"head_dim": 64, "dtype": torch.float16, "layout": "heads_outside"},
+        {"head_dim": 24, "dtype": torch.float32, "tokens_since_metadata_update": 30},
+        {"head_dim": 33, "num_kv_heads": 6, "rows": 1, "layout": "unaligned"},
+        {"head_dim": 40, "num_kv_heads": 3, "layout": "half_of_last", "metadata_seq_lens": known},
+    ]
+    for case in cases:
+        for values in ("exact", "special"):
+            inputs = gen_data_quest_block_select_paged(seq_lens, values=values, **(options | case))
+            for wide in (inputs, spread(inputs, 6)):
+                assert_select_matches_the_reference(wide, 20)
+
+
+def test_select_shared_short_blocks() -> None:
+    """Two requests with all their metadata blocks in common, in different orders."""
+    inputs = gen_data_quest_block_select_paged([2000], block_size=4, rows=1, values="exact")
+    blocks = inputs.metadata_block_tables[0, :500]
+    tables = torch.stack([blocks, blocks.flip(0)])
+    query = inputs.query.repeat(2, 1, 1)
+    query[1] *= -1
+    shared = replace(
+        inputs, query=query, metadata_block_tables=tables, seq_lens=inputs.seq_lens.repeat(2)
+    )
+    assert_select_matches_the_reference(shared, 50)
+
+
+@pytest.mark.parametrize("target", runtime.simd_targets())
+def test_large_rows_at_every_target(target: str) -> None:
+    """Requests whose scores fill the candidates of a small k many times over."""
+    runtime.set_simd_target(target)
+    shape: dict[str, Any] = {"block_size": 1, "head_dim": 3, "num_heads": 2, "num_kv_heads": 1}
     for values, k in (("normal", 3), ("exact", 200), ("ties", 300), ("special", 1000)):
-        inputs = gen_data_quest_block_select_paged(
-            [40_000], block_size=1, head_dim=3, num_heads=2, num_kv_heads=1, values=values
-        )
-        reference = quest_block_select_paged_ref(*inputs.positional, k, **inputs.keywords)
-        results = []
-        for threads in THREADS:
-            set_num_threads(threads)
-            results.append(select(inputs, k))
-            assert_selection_matches(results[-1], reference)
-        assert torch.equal(results[0], results[1])
-        assert torch.equal(results[0], results[2])
+        # In one metadata block or many, with short requests between the long ones.
+        for seq_lens, rows in (([40_000], 16), ([20_000, 5, 17_000, 300], 20_000)):
+            inputs = gen_data_quest_block_select_paged(seq_lens, rows=rows, values=values, **shape)
+            assert_select_matches_the_reference(inputs, k)

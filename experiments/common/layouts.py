@@ -74,6 +74,8 @@ LAYOUTS = {
     "wider": Layout(outer_rows=2, offset=3),
     # rows that start anywhere, so no two are 16-byte aligned alike
     "unaligned": Layout(row_extra=1, offset=1),
+    # the same but for the first one
+    "padded": Layout(row_extra=1),
     "odd_unit_strides": Layout(unit_stride=7_777_777),
 }
 CACHE_LAYOUTS = tuple(LAYOUTS)

@@ -12,21 +12,14 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/prefetch.h"
+#include "cpu/cache_line.h"
+#include "cpu/score-inl.h"
 #include "hwy/highway.h"
 #include "select_attn_ops/quest_block_select_paged.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace select_attn::cpu {
 namespace HWY_NAMESPACE {
-
-template <typename T>
-struct ScoredRow {
-  const float* q;
-  const T* max;
-  const T* min;
-  float* score;
-};
 
 // What belongs to a request, head after head.
 struct ScoredRequest {

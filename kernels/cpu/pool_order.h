@@ -12,33 +12,47 @@
 
 #include "core/block_ranges.h"
 #include "cpu/parallel.h"
+#include "cpu/tiles.h"
 
 namespace select_attn::cpu {
+
+// Bytes of a block in one tensor up to which the order of the blocks makes a difference: a shorter
+// one is over before the hardware has noticed that it is being read.
+constexpr int64_t kShortBlockBytes = int64_t{64} << 10;
 
 class PoolOrder {
  public:
   struct Block {
-    int64_t request;
-    int64_t number;  // within the request
-    int64_t place;   // in the pool
+    int32_t request;
+    int32_t number;  // within the request
   };
 
-  // Request b has the KV blocks range(b), block j of them at table(b)[j] in the pool.
+  // Of no blocks.
+  PoolOrder() = default;
+
+  // Request b has the KV blocks range(b), block j of them at place table(b)[j] of the pool.
   template <typename Range, typename Table>
   PoolOrder(int64_t batch, Range&& range, Table&& table) {
-    if (!Pays(batch, range, table)) return;
-    first_.assign(static_cast<size_t>(end_ - begin_), -1);
-    next_.reserve(static_cast<size_t>(count_));
-    for (int64_t b = 0; b < batch; ++b) {
-      const BlockRange blocks = range(b);
-      origins_.push_back(static_cast<int64_t>(next_.size()));
-      numbers_.push_back(blocks.begin);
-      for (int64_t j = blocks.begin; j < blocks.end; ++j) {
-        int32_t& first = first_[static_cast<size_t>(table(b)[j] - begin_)];
-        next_.push_back(first);
-        first = static_cast<int32_t>(next_.size() - 1);
+    const Places places = Survey(batch, range, table);
+    jumps_ = places.jumps > places.blocks / 4;
+    if (!jumps_ || !AreWorthSorting(batch, places)) return;
+    std::vector<int32_t> next(static_cast<size_t>(places.end - places.begin) + 1);
+    const auto for_each = [&](auto&& fn) {
+      for (int64_t b = 0; b < batch; ++b) {
+        const BlockRange numbers = range(b);
+        const int32_t* in_pool = table(b);
+        for (int64_t j = numbers.begin; j < numbers.end; ++j) {
+          fn(b, j, static_cast<size_t>(in_pool[j] - places.begin));
+        }
       }
-    }
+    };
+    for_each([&](int64_t /*b*/, int64_t /*j*/, size_t place) { ++next[place + 1]; });
+    for (size_t place = 1; place < next.size(); ++place) next[place] += next[place - 1];
+    blocks_.resize(static_cast<size_t>(places.blocks));
+    for_each([&](int64_t b, int64_t j, size_t place) {
+      blocks_[static_cast<size_t>(next[place]++)] = {static_cast<int32_t>(b),
+                                                     static_cast<int32_t>(j)};
+    });
   }
 
   // Whether the tables jump about in the pool.
@@ -46,69 +60,58 @@ class PoolOrder {
 
   // Whether they do, and the order of the pool is likely to be faster. If not, there is nothing to
   // go through.
-  bool pays() const { return !next_.empty(); }
+  bool pays() const { return !blocks_.empty(); }
 
-  // Calls fn(blocks) in parallel, with the blocks of `grain` places of the pool at a time, in the
+  // Calls fn(begin, end) in parallel, with pointers to blocks of `block_bytes` bytes each, in the
   // order of the pool.
   template <typename F>
-  void ParallelForEach(int64_t grain, F&& fn) const {
-    ParallelFor(end_ - begin_, grain, [&](int64_t begin, int64_t end) {
-      std::vector<Block> blocks;
-      for (int64_t place = begin; place < end; ++place) {
-        for (int32_t i = first_[static_cast<size_t>(place)]; i >= 0;
-             i = next_[static_cast<size_t>(i)]) {
-          const auto above = std::upper_bound(origins_.begin(), origins_.end(), i);
-          const auto b = above - origins_.begin() - 1;
-          blocks.push_back(
-              {b, numbers_[static_cast<size_t>(b)] + i - *(above - 1), begin_ + place});
-        }
-      }
-      fn(blocks);
+  void ParallelForEach(int64_t block_bytes, F&& fn) const {
+    const auto count = static_cast<int64_t>(blocks_.size());
+    ParallelFor(count, BlocksPerTile(count, block_bytes), [&](int64_t begin, int64_t end) {
+      fn(blocks_.data() + begin, blocks_.data() + end);
     });
   }
 
  private:
-  // Fewer blocks are not worth the sorting.
-  static constexpr int64_t kFew = 256;
-
-  // Beyond so many places per block, neighbours in the pool are not neighbours in memory either.
-  static constexpr int64_t kPlacesPerBlock = 4;
+  // What the tables say about a batch.
+  struct Places {
+    int64_t blocks = 0;
+    int64_t jumps = 0;  // blocks that do not lie behind the one before them
+    int64_t begin = std::numeric_limits<int64_t>::max();  // the part of the pool that has them all
+    int64_t end = 0;
+  };
 
   template <typename Range, typename Table>
-  bool Pays(int64_t batch, const Range& range, const Table& table) {
-    int64_t jumps = 0;
-    int64_t lowest = std::numeric_limits<int64_t>::max();
-    int64_t highest = 0;
+  static Places Survey(int64_t batch, const Range& range, const Table& table) {
+    Places places;
+    int64_t expected = -1;
     for (int64_t b = 0; b < batch; ++b) {
-      const BlockRange blocks = range(b);
-      if (blocks.empty()) continue;
-      count_ += blocks.end - blocks.begin;
-      const int32_t* numbers = table(b);
-      int64_t expected = -1;
-      for (int64_t j = blocks.begin; j < blocks.end; ++j) {
-        const int64_t number = numbers[j];
-        lowest = std::min(lowest, number);
-        highest = std::max(highest, number);
-        jumps += static_cast<int64_t>(number != expected);
-        expected = number + 1;
+      const BlockRange numbers = range(b);
+      if (numbers.empty()) continue;
+      places.blocks += numbers.end - numbers.begin;
+      const int32_t* in_pool = table(b);
+      for (int64_t j = numbers.begin; j < numbers.end; ++j) {
+        const int64_t place = in_pool[j];
+        places.begin = std::min(places.begin, place);
+        places.end = std::max(places.end, place + 1);
+        places.jumps += static_cast<int64_t>(place != expected);
+        expected = place + 1;
       }
     }
-    begin_ = std::min(lowest, highest);
-    end_ = highest + 1;
-    return count_ >= kFew && count_ <= std::numeric_limits<int32_t>::max() && jumps > count_ / 4 &&
-           end_ - begin_ <= kPlacesPerBlock * count_;
+    return places;
+  }
+
+  static bool AreWorthSorting(int64_t batch, const Places& places) {
+    constexpr int64_t kFew = 256;
+    // Beyond so many places per block, neighbours in the pool are not neighbours in memory either.
+    constexpr int64_t kPlacesPerBlock = 4;
+    constexpr int64_t kMany = std::numeric_limits<int32_t>::max();
+    return places.blocks >= kFew && std::max(places.blocks, batch) <= kMany &&
+           places.end - places.begin <= kPlacesPerBlock * places.blocks;
   }
 
   bool jumps_ = false;
-
-  // Blocks are counted through the whole batch.
-  int64_t count_ = 0;
-  int64_t begin_ = 0;  // the part of the pool that has them
-  int64_t end_ = 0;
-  std::vector<int32_t> first_;    // [end_ - begin_], the first block at a place; -1: none
-  std::vector<int32_t> next_;     // [count_], another block at the same place; -1: none
-  std::vector<int64_t> origins_;  // [batch], count of the request's first block
-  std::vector<int64_t> numbers_;  // [batch], its number within the request
+  std::vector<Block> blocks_;  // sorted by place
 };
 
 }  // namespace select_attn::cpu

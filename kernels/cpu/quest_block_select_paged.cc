@@ -2,7 +2,8 @@
 //
 // Passes over the batch: the mean query of every KV head; the scores of all blocks, in tiles over
 // which the threads share even a single request, or in the order of the pool; the selection of
-// every (request, KV head), for requests with few scores straight after the last of these.
+// every (request, KV head), for requests with few scores straight after the last of these. This
+// file says what is done in which order; score-inl.h and top_k-inl.h have the arithmetic.
 
 #include "select_attn_ops/quest_block_select_paged.h"
 
@@ -24,7 +25,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
 #include "cpu/metadata_strand-inl.h"
-#include "cpu/row-inl.h"
+#include "cpu/score-inl.h"
 #include "cpu/top_k-inl.h"
 #include "hwy/aligned_allocator.h"
 #include "hwy/highway.h"
@@ -33,170 +34,6 @@ HWY_BEFORE_NAMESPACE();
 namespace select_attn::cpu {
 namespace HWY_NAMESPACE {
 namespace {
-
-// Mean of `group` query heads, sum in head order, one division. The result is in the order of
-// RowLoader<T>, up to a multiple of LoadSize(), with zeros behind head_dim.
-template <typename T>
-void MeanQuery(const T* HWY_RESTRICT heads, int64_t head_stride, int64_t group, int64_t head_dim,
-               float* HWY_RESTRICT mean) {
-  const DF df;
-  const int64_t step = LoadSize();
-  const int64_t half = step / 2;
-  const auto divisor = hn::Set(df, static_cast<float>(group));
-  for (int64_t h = 0; h < group; ++h) {  // outside, because so they lie in memory
-    const T* from = heads + h * head_stride;
-    for (int64_t d = 0; d < head_dim; d += step) {
-      VF a;
-      VF b;
-      if (d + step <= head_dim) {
-        RowLoader<T>::Load(from + d, a, b);
-      } else {
-        LoadTail(from + d, head_dim - d, a, b);
-      }
-      if (h > 0) {
-        a = hn::Add(hn::LoadU(df, mean + d), a);
-        b = hn::Add(hn::LoadU(df, mean + d + half), b);
-      }
-      if (h == group - 1) {
-        a = hn::Div(a, divisor);
-        b = hn::Div(b, divisor);
-      }
-      hn::StoreU(a, df, mean + d);
-      hn::StoreU(b, df, mean + d + half);
-    }
-  }
-}
-
-// b if either is NaN.
-HWY_INLINE VF MaxOrSecond(VF a, VF b) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
-  return hn::Max(a, b);
-#else
-  return hn::IfThenElse(hn::Gt(a, b), a, b);
-#endif
-}
-
-// The Quest score: an upper bound on the dot product of the query with any key between min and max.
-struct MinMaxScore {
-  // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is
-  // right unless a product or a sum is not finite; where one might not be, `probe` becomes NaN.
-  static HWY_INLINE void Add(VF q, VF max, VF min, VF& sum, VF& probe) {
-    const auto with_max = hn::MulAdd(q, max, sum);
-    sum = MaxOrSecond(with_max, hn::MulAdd(q, min, sum));
-    probe = hn::Add(probe, with_max);
-  }
-
-  // The same, and right in any case: NaN where a product is, or where the larger product and the
-  // sum so far are infinities that cancel.
-  static HWY_INLINE void AddCarefully(VF q, VF max, VF min, VF& sum) {
-    const auto with_max = hn::MulAdd(q, max, sum);
-    const auto with_min = hn::MulAdd(q, min, sum);
-    const auto by_max = hn::Mul(q, max);
-    const auto by_min = hn::Mul(q, min);
-    const auto term = hn::IfThenElse(hn::IsNaN(by_max), by_max, MaxOrSecond(by_max, by_min));
-    const auto is_special = hn::Or(hn::IsNaN(with_max), hn::IsNaN(with_min));
-    sum = hn::IfThenElse(is_special, hn::Add(sum, term), MaxOrSecond(with_max, with_min));
-  }
-};
-
-// The terms of a row of head_dim elements summed up, spread over the lanes. The query is as
-// MeanQuery leaves it. Two sums, because one would wait on its own latency. Unless kCarefully,
-// `probe` becomes NaN where they may be wrong.
-template <class Score, bool kCarefully, typename T>
-HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
-  const DF df;
-  const int64_t step = LoadSize();
-  const float* HWY_RESTRICT q = row.q;
-  const T* HWY_RESTRICT max = row.max;
-  const T* HWY_RESTRICT min = row.min;
-  auto sum_a = hn::Zero(df);
-  auto sum_b = hn::Zero(df);
-  const auto add = [&probe](const float* HWY_RESTRICT from, VF max, VF min, VF& sum) HWY_ATTR {
-    const auto q = LoadOnce(from);
-    if constexpr (kCarefully) {
-      Score::AddCarefully(q, max, min, sum);
-    } else {
-      Score::Add(q, max, min, sum, probe);
-    }
-  };
-  VF max_a;
-  VF max_b;
-  VF min_a;
-  VF min_b;
-  int64_t d = 0;
-  for (; d + step <= head_dim; d += step) {
-    RowLoader<T>::Load(max + d, max_a, max_b);
-    RowLoader<T>::Load(min + d, min_a, min_b);
-    add(q + d, max_a, min_a, sum_a);
-    add(q + d + step / 2, max_b, min_b, sum_b);
-  }
-  if (d < head_dim) {
-    LoadTail(max + d, head_dim - d, max_a, max_b);
-    LoadTail(min + d, head_dim - d, min_a, min_b);
-    add(q + d, max_a, min_a, sum_a);
-    add(q + d + step / 2, max_b, min_b, sum_b);
-  }
-  const auto sum = hn::Add(sum_a, sum_b);
-  probe = hn::Add(probe, sum);
-  return sum;
-}
-
-constexpr int kRowsAtOnce = 4;
-
-// The sums over the lanes of four vectors, in one. Summing them together takes a third of the
-// instructions that four SumOfLanes do.
-#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SCALAR
-HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
-  for (int i = 0; i < kRowsAtOnce; ++i) sums[i] = hn::GetLane(hn::SumOfLanes(DF(), v[i]));
-}
-#else
-template <class D, class V>
-HWY_INLINE hn::Vec<hn::Full128<float>> SumOfBlocks(D /*d*/, V v) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return v;
-  } else {
-    const hn::Half<D> half;
-    return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-  }
-}
-
-HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
-  const DF df;
-  const hn::Repartition<double, DF> dd;
-  const auto pair = [df](VF a, VF b) HWY_ATTR {
-    return hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
-  };
-  const auto low = hn::BitCast(dd, pair(v[0], v[1]));
-  const auto high = hn::BitCast(dd, pair(v[2], v[3]));
-  const auto blocks = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, low, high)),
-                              hn::BitCast(df, hn::InterleaveUpper(dd, low, high)));
-  hn::StoreU(SumOfBlocks(df, blocks), hn::Full128<float>(), sums);
-}
-#endif
-
-// Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
-// are.
-template <class Score, bool kCarefully, typename T>
-HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim,
-                             float* HWY_RESTRICT scores) {
-  const DF df;
-  auto probe = hn::Zero(df);
-  const VF sums[kRowsAtOnce] = {LaneSums<Score, kCarefully>(rows[0], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[1], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[2], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[3], head_dim, probe)};
-  StoreSums(sums, scores);
-  return hn::AllFalse(df, hn::IsNaN(probe));
-}
-
-// Scores four rows. The score of a row does not depend on those beside it.
-template <class Score, typename T>
-HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim) {
-  float scores[kRowsAtOnce];
-  const bool done = TryScoreRows<Score, false>(rows, head_dim, scores);
-  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, head_dim, scores);
-  for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
-}
 
 template <typename T>
 class Selection {
@@ -226,12 +63,16 @@ class Selection {
       for (int64_t row = begin; row < end; ++row) ComputeQuery(row);
     });
 
-    const bool in_pool_order = ScoreInPoolOrder();
-    if (!in_pool_order) ScoreInTiles();
+    const PoolOrder order = HasShortMetadataBlocks() ? MetadataBlocksInPool() : PoolOrder();
+    if (order.pays()) {
+      ScoreInPoolOrder(order);
+    } else {
+      ScoreInTiles(order.jumps());
+    }
 
     std::vector<int64_t> requests;  // that are not selected yet
     for (int64_t b = 0; b < p_.batch; ++b) {
-      if (in_pool_order || !SelectsAtOnce(b)) requests.push_back(b);
+      if (order.pays() || !SelectsAtOnce(b)) requests.push_back(b);
     }
     const int64_t heads = p_.num_kv_heads;
     const auto select = [&](int64_t begin, int64_t end) {
@@ -302,19 +143,15 @@ class Selection {
     int filled_ = 0;
   };
 
-  // Whether metadata blocks are so short that it takes care to read them fast: each would be over
-  // before the hardware has noticed that it is being read.
   bool HasShortMetadataBlocks() const {
-    constexpr int64_t kShort = int64_t{128} << 10;  // maxima and minima
-    return p_.rows_per_metadata_block * RowBytes() <= kShort;
+    return p_.rows_per_metadata_block * RowBytes() <= 2 * kShortBlockBytes;
   }
 
-  // Scores all blocks, if they have short metadata blocks that lie densely in the pool: then it is
-  // as good as one long block, if it is read in the order of the pool.
-  bool ScoreInPoolOrder() {
-    if (!HasShortMetadataBlocks()) return false;
+  // The metadata blocks that are scored.
+  PoolOrder MetadataBlocksInPool() const {
+    const Lap lap(Phase::kScoring);
     const int64_t rows = p_.rows_per_metadata_block;
-    const PoolOrder order(
+    return PoolOrder(
         p_.batch,
         [&](int64_t b) {
           const RankedBlocks& ranked = ranked_[b];
@@ -322,44 +159,45 @@ class Selection {
           return BlockRange{ranked.scored_begin / rows, (ranked.scored_end - 1) / rows + 1};
         },
         [&](int64_t b) { return p_.metadata_block_tables + b * p_.metadata_block_tables_stride; });
-    side_by_side_ = order.jumps();
-    if (!order.pays()) return false;
-    const int64_t block_bytes = rows * RowBytes();
-    constexpr int64_t kBytesPerTurn = int64_t{256} << 10;
-    order.ParallelForEach(
-        std::max<int64_t>(kBytesPerTurn / block_bytes, 1),
-        [&](const std::vector<PoolOrder::Block>& blocks) {
-          const Lap lap(Phase::kScoring);
-          RowScorer scorer(p_.head_dim);
-          for (const PoolOrder::Block& block : blocks) {
-            const RankedBlocks& ranked = ranked_[block.request];
-            const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
-            const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
-            Strand strand(p_, Scored(block.request), begin, end);
-            while (!strand.done()) scorer.Add(strand.Next());
-          }
-          scorer.Finish();
-        });
-    return true;
+  }
+
+  // Scores all blocks, metadata block by metadata block as they lie in the pool.
+  void ScoreInPoolOrder(const PoolOrder& order) {
+    using Block = PoolOrder::Block;
+    const int64_t rows = p_.rows_per_metadata_block;
+    order.ParallelForEach(rows * RowBytes(), [&](const Block* block, const Block* last) {
+      const Lap lap(Phase::kScoring);
+      RowScorer scorer(p_.head_dim);
+      for (; block != last; ++block) {
+        const RankedBlocks& ranked = ranked_[block->request];
+        const int64_t begin = std::max(block->number * rows, ranked.scored_begin);
+        const int64_t end = std::min((block->number + 1) * rows, ranked.scored_end);
+        Strand strand(p_, Scored(block->request), begin, end);
+        while (!strand.done()) scorer.Add(strand.Next());
+      }
+      scorer.Finish();
+    });
   }
 
   // Scores all blocks, request by request, and selects those of requests that can be at once.
-  void ScoreInTiles() {
+  void ScoreInTiles(bool side_by_side) {
     const Tiles tiles(p_.batch, RowBytes(), [&](int64_t b) { return ranked_[b].num_scored(); });
     std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
     for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
     tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      ScoreTile(b, ranked_[b].scored_begin + begin, ranked_[b].scored_begin + end);
+      const int64_t first = ranked_[b].scored_begin;
+      ScoreTile(b, first + begin, first + end, side_by_side);
       if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
       SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
     });
   }
 
-  // Scores KV blocks [begin, end) of request b for all KV heads.
-  void ScoreTile(int64_t b, int64_t begin, int64_t end) {
+  // Scores KV blocks [begin, end) of request b for all KV heads, one after the other or a quarter
+  // of them beside the others.
+  void ScoreTile(int64_t b, int64_t begin, int64_t end, bool side_by_side) {
     const Lap lap(Phase::kScoring);
     const ScoredRequest request = Scored(b);
-    if (!side_by_side_) {
+    if (!side_by_side) {
       Strand strand(p_, request, begin, end);
       ScoreStrands<1>(&strand);
       return;
@@ -419,7 +257,6 @@ class Selection {
 
   const QuestBlockSelectPagedParams& p_;
   const int64_t query_size_;                    // floats of a mean query
-  bool side_by_side_ = false;                   // four metadata blocks are read at a time
   int64_t longest_ = 0;                         // most scored blocks of a request
   std::vector<RankedBlocks> ranked_;            // [batch]
   std::vector<int64_t> first_score_;            // [batch], index of the request's first score

@@ -13,9 +13,9 @@
 
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
+#include "cpu/cache_line.h"
 #include "cpu/parallel.h"
 #include "cpu/pool_order.h"
-#include "cpu/prefetch.h"
 #include "cpu/tiles.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -184,7 +184,7 @@ class MetadataPass {
   explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {}
 
   void Run() const {
-    if (block_bytes() <= kShort) {
+    if (block_bytes() <= kShortBlockBytes) {
       const PoolOrder order(
           p_.batch, [this](int64_t b) { return BlocksToUpdate(p_, b); },
           [this](int64_t b) { return p_.block_tables + b * p_.block_tables_stride; });
@@ -202,8 +202,7 @@ class MetadataPass {
           const BlockRange range = BlocksToUpdate(p_, b);
           Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
           for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
-            ReduceBlock(p_.block_tables[b * p_.block_tables_stride + j], NumTokens(p_, b, j),
-                        accumulators);
+            ReduceBlock(b, j, accumulators);
             StoreBlock(b, j, accumulators);
           }
           if (range.begin + end == range.end) ClearRowsBehind(b, range);
@@ -211,10 +210,6 @@ class MetadataPass {
   }
 
  private:
-  // Bytes of keys per block up to which the order of the blocks makes a difference.
-  static constexpr int64_t kShort = int64_t{64} << 10;
-  static constexpr int64_t kPoolBytesPerTurn = int64_t{512} << 10;
-
   struct Accumulators {  // [num_kv_heads, head_dim], ordered integers
     explicit Accumulators(int64_t size)
         : max(static_cast<size_t>(size)), min(static_cast<size_t>(size)) {}
@@ -242,12 +237,12 @@ class MetadataPass {
   }
 
   void RunInPoolOrder(const PoolOrder& order) const {
-    const int64_t grain = std::max<int64_t>(kPoolBytesPerTurn / block_bytes(), 1);
-    order.ParallelForEach(grain, [this](const std::vector<PoolOrder::Block>& blocks) {
+    using Block = PoolOrder::Block;
+    order.ParallelForEach(block_bytes(), [this](const Block* block, const Block* end) {
       Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-      for (const PoolOrder::Block& block : blocks) {
-        ReduceBlock(block.place, NumTokens(p_, block.request, block.number), accumulators);
-        StreamBlock(block.request, block.number, accumulators);
+      for (; block != end; ++block) {
+        ReduceBlock(block->request, block->number, accumulators);
+        StreamBlock(block->request, block->number, accumulators);
       }
       hwy::FlushStream();
     });
@@ -259,8 +254,10 @@ class MetadataPass {
     });
   }
 
-  // Leaves the maxima and minima of the keys of a block of the pool in `accumulators`.
-  void ReduceBlock(int64_t block, int64_t num_tokens, Accumulators& accumulators) const {
+  // Leaves the maxima and minima of the keys of block j of request b in `accumulators`.
+  void ReduceBlock(int64_t b, int64_t j, Accumulators& accumulators) const {
+    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
+    const int64_t num_tokens = NumTokens(p_, b, j);
     const Bits* keys = static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
     accumulators.Reset();
     Bits* max = accumulators.max.data();

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/arguments.h"
+#include "cpu/cache_line.h"
 #include "cpu/memory_rows.h"
 #include "cpu/parallel.h"
 #include "select_attn_ops/runtime.h"
@@ -29,8 +30,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using DU8 = hn::ScalableTag<uint8_t>;
 using VU8 = hn::Vec<DU8>;
-
-constexpr int64_t kLine = 64;  // bytes that a prefetch brings
 
 HWY_INLINE int64_t VectorBytes() { return static_cast<int64_t>(hn::Lanes(DU8())); }
 
@@ -75,7 +74,7 @@ HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64
     for (int s = 0; s < kStreams; ++s) {
       const uint8_t* at = from[s] + i;
       if (kPrefetch) {
-        for (int64_t line = 0; line < group; line += kLine) hwy::Prefetch(at + ahead + line);
+        for (int64_t line = 0; line < group; line += kCacheLine) hwy::Prefetch(at + ahead + line);
       }
       a = hn::Or(a, hn::Load(d, at));
       b = hn::Or(b, hn::Load(d, at + vector));

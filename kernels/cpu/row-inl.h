@@ -21,11 +21,19 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
 
+// Whether a vector is one of the processor's own.
+#undef SELECT_ATTN_HAS_X86_VECTORS
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#define SELECT_ATTN_HAS_X86_VECTORS 1
+#else
+#define SELECT_ATTN_HAS_X86_VECTORS 0
+#endif
+
 // GCC would load a vector anew for every use of it that can take its operand from memory, and loads
 // are what the kernels are short of.
 template <class V>
 HWY_INLINE V KeepInRegister(V v) {
-#if HWY_ARCH_X86 && HWY_COMPILER_GCC_ACTUAL && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#if SELECT_ATTN_HAS_X86_VECTORS && HWY_COMPILER_GCC_ACTUAL
   asm("" : "+v"(v.raw));
 #endif
   return v;

@@ -13,6 +13,18 @@
 
 namespace select_attn::cpu {
 
+// How many of `count` blocks of `block_bytes` bytes each a thread takes at a time: as many as it
+// can, because every tile starts a stream that the hardware has to notice first, and few enough
+// that the last ones to finish leave no thread idle for long.
+inline int64_t BlocksPerTile(int64_t count, int64_t block_bytes) {
+  constexpr int64_t kMinTileBytes = int64_t{64} << 10;
+  constexpr int64_t kMaxTileBytes = int64_t{1} << 20;
+  constexpr int64_t kTilesPerThread = 16;
+  const int64_t shortest = std::max<int64_t>(kMinTileBytes / block_bytes, 1);
+  const int64_t longest = std::max<int64_t>(kMaxTileBytes / block_bytes, 1);
+  return std::clamp(count / (kTilesPerThread * NumThreads()), shortest, longest);
+}
+
 class Tiles {
  public:
   // Request b has the blocks [0, num_blocks(b)), of `block_bytes` bytes each.
@@ -23,9 +35,7 @@ class Tiles {
       num_blocks_.push_back(num_blocks(b));
       total += num_blocks_.back();
     }
-    const int64_t shortest = std::max<int64_t>(kMinTileBytes / block_bytes, 1);
-    const int64_t longest = std::max<int64_t>(kMaxTileBytes / block_bytes, 1);
-    tile_ = std::clamp(total / (kTilesPerThread * NumThreads()), shortest, longest);
+    tile_ = BlocksPerTile(total, block_bytes);
     for (int64_t b = 0; b < batch; ++b) {
       first_[b + 1] = first_[b] + (num_blocks_[b] + tile_ - 1) / tile_;
     }
@@ -47,12 +57,6 @@ class Tiles {
   }
 
  private:
-  // As long as they can be, because every tile starts a stream that the hardware has to notice
-  // first, and short enough that the last ones to finish leave no thread idle for long.
-  static constexpr int64_t kMinTileBytes = int64_t{64} << 10;
-  static constexpr int64_t kMaxTileBytes = int64_t{1} << 20;
-  static constexpr int64_t kTilesPerThread = 16;
-
   int64_t tile_;                     // blocks per tile
   std::vector<int64_t> first_;       // [batch + 1], number of each request's first tile
   std::vector<int64_t> num_blocks_;  // [batch]

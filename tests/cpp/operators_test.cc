@@ -101,10 +101,12 @@ class OperatorsTest : public testing::TestWithParam<std::tuple<std::string, DTyp
     return Random(0, 1) == 0 ? value : -value;
   }
 
-  std::vector<int32_t> Permutation(int64_t count) {
-    std::vector<int32_t> order(static_cast<size_t>(count));
+  // `count` blocks of a pool, in random order.
+  std::vector<int32_t> Table(int64_t count, int64_t pool) {
+    std::vector<int32_t> order(static_cast<size_t>(pool));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
+    order.resize(static_cast<size_t>(count));
     return order;
   }
 
@@ -118,28 +120,37 @@ class OperatorsTest : public testing::TestWithParam<std::tuple<std::string, DTyp
   // The shapes of one paged batch and its tables.
   struct Batch {
     int64_t batch, group, num_kv_heads, head_dim, block_size, rows;
-    int64_t kv_columns, metadata_columns;
+    int64_t kv_columns, metadata_columns;  // of the tables
+    int64_t kv_blocks, metadata_blocks;    // in the pools
     std::vector<int32_t> seq_lens;
     std::vector<int32_t> block_tables, metadata_tables;
   };
 
-  Batch MakeBatch() {
+  // Now and then of many short blocks, dense in the pool or far apart, which are read in other
+  // ways.
+  Batch MakeBatch(int round) {
+    const bool many = round % 8 == 7;
     Batch batch;
     batch.batch = Random(1, 4);
     batch.group = Random(1, 3);
-    batch.num_kv_heads = Random(1, 4);
-    batch.head_dim = Random(0, 2) == 0 ? 32 * Random(1, 4) : Random(1, 100);
-    batch.block_size = Random(1, 20);
-    batch.rows = Random(0, 1) == 0 ? batch.block_size : Random(1, 7);
+    batch.num_kv_heads = Random(1, many ? 2 : 4);
+    batch.head_dim = Random(0, 2) == 0 ? 32 * Random(1, many ? 2 : 4) : Random(1, many ? 40 : 100);
+    batch.block_size = Random(1, many ? 2 : 20);
+    batch.rows = Random(0, 1) == 0 ? batch.block_size : Random(1, many ? 2 : 7);
+    const int64_t blocks = many ? 2000 / batch.batch : 12;  // at most, of a request
     int64_t longest = 1;
     for (int64_t b = 0; b < batch.batch; ++b) {
-      batch.seq_lens.push_back(static_cast<int32_t>(Random(0, 12 * batch.block_size)));
+      batch.seq_lens.push_back(
+          static_cast<int32_t>(Random(many ? blocks / 2 : 0, blocks * batch.block_size)));
       longest = std::max<int64_t>(longest, batch.seq_lens.back());
     }
+    const int64_t places_per_block = many && Random(0, 1) == 1 ? 6 : 1;
     batch.kv_columns = (longest - 1) / batch.block_size + 1 + Random(0, 2);
     batch.metadata_columns = (batch.kv_columns - 1) / batch.rows + 1;
-    batch.block_tables = Permutation(batch.batch * batch.kv_columns);
-    batch.metadata_tables = Permutation(batch.batch * batch.metadata_columns);
+    batch.kv_blocks = batch.batch * batch.kv_columns * places_per_block;
+    batch.metadata_blocks = batch.batch * batch.metadata_columns * places_per_block;
+    batch.block_tables = Table(batch.batch * batch.kv_columns, batch.kv_blocks);
+    batch.metadata_tables = Table(batch.batch * batch.metadata_columns, batch.metadata_blocks);
     return batch;
   }
 
@@ -150,10 +161,10 @@ TEST_P(OperatorsTest, QuestPrefillMetadata) {
   const DType dtype = std::get<1>(GetParam());
   for (int round = 0; round < 40; ++round) {
     SetNumThreads(Random(1, 4));
-    const Batch c = MakeBatch();
-    Values keys = MakeCache({c.batch * c.kv_columns, c.block_size, c.num_kv_heads, c.head_dim});
-    const std::vector<int64_t> metadata_shape = {c.batch * c.metadata_columns, c.rows,
-                                                 c.num_kv_heads, c.head_dim};
+    const Batch c = MakeBatch(round);
+    Values keys = MakeCache({c.kv_blocks, c.block_size, c.num_kv_heads, c.head_dim});
+    const std::vector<int64_t> metadata_shape = {c.metadata_blocks, c.rows, c.num_kv_heads,
+                                                 c.head_dim};
     Values max = MakeCache(metadata_shape);
     Values min = MakeCache(metadata_shape);
     keys.Fill([&] { return SmallInteger(); });
@@ -207,11 +218,11 @@ TEST_P(OperatorsTest, QuestBlockSelectPagedAndTables) {
   const DType dtype = std::get<1>(GetParam());
   for (int round = 0; round < 40; ++round) {
     SetNumThreads(Random(1, 4));
-    const Batch c = MakeBatch();
+    const Batch c = MakeBatch(round);
     Values query(dtype, {c.batch, c.group * c.num_kv_heads, c.head_dim}, {0, 1, 2},
                  Random(0, 1) * 8);
-    const std::vector<int64_t> metadata_shape = {c.batch * c.metadata_columns, c.rows,
-                                                 c.num_kv_heads, c.head_dim};
+    const std::vector<int64_t> metadata_shape = {c.metadata_blocks, c.rows, c.num_kv_heads,
+                                                 c.head_dim};
     Values max = MakeCache(metadata_shape);
     Values min = MakeCache(metadata_shape);
     // Multiples of the group size have an exact mean.

@@ -20,6 +20,8 @@ struct Batch {
   std::vector<BlockRange> ranges;
   std::vector<std::vector<int32_t>> tables;
 
+  int64_t Place(size_t b, int64_t j) const { return tables[b][static_cast<size_t>(j)]; }
+
   PoolOrder Order() const {
     return PoolOrder(
         static_cast<int64_t>(ranges.size()),
@@ -40,27 +42,36 @@ void ExpectInPoolOrder(const Batch& batch) {
   std::vector<Visit> expected;
   for (size_t b = 0; b < batch.ranges.size(); ++b) {
     for (int64_t j = batch.ranges[b].begin; j < batch.ranges[b].end; ++j) {
-      expected.emplace_back(batch.tables[b][static_cast<size_t>(j)], b, j);
+      expected.emplace_back(batch.Place(b, j), b, j);
     }
   }
   std::sort(expected.begin(), expected.end());
   const PoolOrder order = batch.Order();
+  ASSERT_TRUE(order.jumps());
   ASSERT_TRUE(order.pays());
   for (const int threads : {1, 3}) {
     SetNumThreads(threads);
-    for (const int64_t grain : {1, 7, 100000}) {
+    for (const int64_t block_bytes : {1, 4096, 1 << 20}) {
       std::mutex mutex;
       std::vector<Visit> visits;
-      order.ParallelForEach(grain, [&](const std::vector<PoolOrder::Block>& blocks) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        EXPECT_TRUE(std::is_sorted(blocks.begin(), blocks.end(),
-                                   [](const auto& a, const auto& b) { return a.place < b.place; }));
-        for (const auto& block : blocks) {
-          visits.emplace_back(block.place, block.request, block.number);
-        }
-      });
+      int turns = 0;
+      order.ParallelForEach(block_bytes,
+                            [&](const PoolOrder::Block* begin, const PoolOrder::Block* end) {
+                              const std::lock_guard<std::mutex> lock(mutex);
+                              ++turns;
+                              std::vector<Visit> turn;
+                              for (; begin != end; ++begin) {
+                                const auto b = static_cast<size_t>(begin->request);
+                                turn.emplace_back(batch.Place(b, begin->number), b, begin->number);
+                              }
+                              EXPECT_TRUE(std::is_sorted(turn.begin(), turn.end()));
+                              visits.insert(visits.end(), turn.begin(), turn.end());
+                            });
       std::sort(visits.begin(), visits.end());
       EXPECT_EQ(visits, expected);
+      if (block_bytes >= 4096) {
+        EXPECT_GE(turns, 4 * threads) << "too few to share out evenly";
+      }
     }
   }
 }
@@ -79,17 +90,38 @@ TEST(PoolOrderTest, SharedBlocks) {
                      {Shuffled(7, 400, 5), Shuffled(7, 400, 6), std::vector<int32_t>(400, 33)}});
 }
 
-TEST(PoolOrderTest, DoesNotPay) {
-  const std::vector<int32_t> shuffled = Shuffled(0, 1000, 7);
-  std::vector<int32_t> ascending = shuffled;
-  std::sort(ascending.begin(), ascending.end());
-  std::vector<int32_t> sparse = shuffled;
-  for (int32_t& number : sparse) number *= 1000;
-  EXPECT_FALSE((Batch{{}, {}}).Order().pays());
-  EXPECT_FALSE((Batch{{{0, 0}}, {{}}}).Order().pays());
-  EXPECT_FALSE((Batch{{{0, 30}}, {shuffled}}).Order().pays()) << "few blocks";
-  EXPECT_FALSE((Batch{{{0, 1000}}, {ascending}}).Order().pays()) << "in order already";
-  EXPECT_FALSE((Batch{{{0, 1000}}, {sparse}}).Order().pays()) << "far apart";
+TEST(PoolOrderTest, InOrderAlready) {
+  std::vector<int32_t> ascending(1000);
+  std::iota(ascending.begin(), ascending.end(), 3);
+  Batch batch{{{0, 1000}}, {ascending}};
+  EXPECT_FALSE(batch.Order().jumps());
+  EXPECT_FALSE(batch.Order().pays());
+  batch = {{}, {}};  // many requests of one block, one behind the other
+  for (int32_t b = 0; b < 1000; ++b) {
+    batch.ranges.push_back({0, 1});
+    batch.tables.push_back({b});
+  }
+  EXPECT_FALSE(batch.Order().jumps());
+  std::reverse(batch.tables.begin(), batch.tables.end());
+  ExpectInPoolOrder(batch);
+}
+
+TEST(PoolOrderTest, JumpsButDoesNotPay) {
+  const Batch few{{{0, 30}}, {Shuffled(0, 1000, 7)}};
+  EXPECT_TRUE(few.Order().jumps());
+  EXPECT_FALSE(few.Order().pays());
+  Batch sparse{{{0, 1000}}, {Shuffled(0, 1000, 8)}};
+  for (int32_t& number : sparse.tables[0]) number *= 1000;
+  EXPECT_TRUE(sparse.Order().jumps());
+  EXPECT_FALSE(sparse.Order().pays());
+}
+
+TEST(PoolOrderTest, Nothing) {
+  for (const PoolOrder& order :
+       {PoolOrder(), Batch{{}, {}}.Order(), Batch{{{0, 0}}, {{}}}.Order()}) {
+    EXPECT_FALSE(order.jumps());
+    EXPECT_FALSE(order.pays());
+  }
 }
 
 }  // namespace

@@ -1,0 +1,197 @@
+// The arithmetic of quest_block_select_paged: mean queries and scores. Included once per SIMD
+// target, hence the toggle.
+
+#if defined(SELECT_ATTN_OPS_CPU_SCORE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SELECT_ATTN_OPS_CPU_SCORE_INL_H_
+#undef SELECT_ATTN_OPS_CPU_SCORE_INL_H_
+#else
+#define SELECT_ATTN_OPS_CPU_SCORE_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "cpu/row-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace select_attn::cpu {
+namespace HWY_NAMESPACE {
+
+// Mean of `group` query heads, sum in head order, one division. The result is in the order of
+// RowLoader<T>, up to a multiple of LoadSize(), with zeros behind head_dim.
+template <typename T>
+HWY_INLINE void MeanQuery(const T* HWY_RESTRICT heads, int64_t head_stride, int64_t group,
+                          int64_t head_dim, float* HWY_RESTRICT mean) {
+  const DF df;
+  const int64_t step = LoadSize();
+  const int64_t half = step / 2;
+  const auto divisor = hn::Set(df, static_cast<float>(group));
+  for (int64_t h = 0; h < group; ++h) {  // outside, because so they lie in memory
+    const T* from = heads + h * head_stride;
+    for (int64_t d = 0; d < head_dim; d += step) {
+      VF a;
+      VF b;
+      if (d + step <= head_dim) {
+        RowLoader<T>::Load(from + d, a, b);
+      } else {
+        LoadTail(from + d, head_dim - d, a, b);
+      }
+      if (h > 0) {
+        a = hn::Add(hn::LoadU(df, mean + d), a);
+        b = hn::Add(hn::LoadU(df, mean + d + half), b);
+      }
+      if (h == group - 1) {
+        a = hn::Div(a, divisor);
+        b = hn::Div(b, divisor);
+      }
+      hn::StoreU(a, df, mean + d);
+      hn::StoreU(b, df, mean + d + half);
+    }
+  }
+}
+
+// b if either is NaN.
+HWY_INLINE VF MaxOrSecond(VF a, VF b) {
+#if SELECT_ATTN_HAS_X86_VECTORS
+  return hn::Max(a, b);
+#else
+  return hn::IfThenElse(hn::Gt(a, b), a, b);
+#endif
+}
+
+// The Quest score: an upper bound on the dot product of the query with any key between min and max.
+struct MinMaxScore {
+  // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is
+  // right unless a product or a sum is not finite; where one might not be, `probe` becomes NaN.
+  static HWY_INLINE void Add(VF q, VF max, VF min, VF& sum, VF& probe) {
+    const auto with_max = hn::MulAdd(q, max, sum);
+    sum = MaxOrSecond(with_max, hn::MulAdd(q, min, sum));
+    probe = hn::Add(probe, with_max);
+  }
+
+  // The same, and right in any case: NaN where a product is, or where the larger product and the
+  // sum so far are infinities that cancel.
+  static HWY_INLINE void AddCarefully(VF q, VF max, VF min, VF& sum) {
+    const auto with_max = hn::MulAdd(q, max, sum);
+    const auto with_min = hn::MulAdd(q, min, sum);
+    const auto by_max = hn::Mul(q, max);
+    const auto by_min = hn::Mul(q, min);
+    const auto term = hn::IfThenElse(hn::IsNaN(by_max), by_max, MaxOrSecond(by_max, by_min));
+    const auto is_special = hn::Or(hn::IsNaN(with_max), hn::IsNaN(with_min));
+    sum = hn::IfThenElse(is_special, hn::Add(sum, term), MaxOrSecond(with_max, with_min));
+  }
+};
+
+// Where a row of metadata lies, what it is scored against and where its score goes.
+template <typename T>
+struct ScoredRow {
+  const float* q;  // as MeanQuery leaves it
+  const T* max;
+  const T* min;
+  float* score;
+};
+
+// The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one
+// would wait on its own latency. Unless kCarefully, `probe` becomes NaN where they may be wrong.
+template <class Score, bool kCarefully, typename T>
+HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
+  const DF df;
+  const int64_t step = LoadSize();
+  const float* HWY_RESTRICT q = row.q;
+  const T* HWY_RESTRICT max = row.max;
+  const T* HWY_RESTRICT min = row.min;
+  auto sum_a = hn::Zero(df);
+  auto sum_b = hn::Zero(df);
+  const auto add = [&probe](const float* HWY_RESTRICT from, VF max, VF min, VF& sum) HWY_ATTR {
+    const auto q = LoadOnce(from);
+    if constexpr (kCarefully) {
+      Score::AddCarefully(q, max, min, sum);
+    } else {
+      Score::Add(q, max, min, sum, probe);
+    }
+  };
+  VF max_a;
+  VF max_b;
+  VF min_a;
+  VF min_b;
+  int64_t d = 0;
+  for (; d + step <= head_dim; d += step) {
+    RowLoader<T>::Load(max + d, max_a, max_b);
+    RowLoader<T>::Load(min + d, min_a, min_b);
+    add(q + d, max_a, min_a, sum_a);
+    add(q + d + step / 2, max_b, min_b, sum_b);
+  }
+  if (d < head_dim) {
+    LoadTail(max + d, head_dim - d, max_a, max_b);
+    LoadTail(min + d, head_dim - d, min_a, min_b);
+    add(q + d, max_a, min_a, sum_a);
+    add(q + d + step / 2, max_b, min_b, sum_b);
+  }
+  const auto sum = hn::Add(sum_a, sum_b);
+  probe = hn::Add(probe, sum);
+  return sum;
+}
+
+constexpr int kRowsAtOnce = 4;
+
+// The sums over the lanes of four vectors, in one. Summing them together takes a third of the
+// instructions that four SumOfLanes do.
+#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SCALAR
+HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
+  for (int i = 0; i < kRowsAtOnce; ++i) sums[i] = hn::GetLane(hn::SumOfLanes(DF(), v[i]));
+}
+#else
+template <class D, class V>
+HWY_INLINE hn::Vec<hn::Full128<float> > SumOfBlocks(D /*d*/, V v) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
+  const DF df;
+  const hn::Repartition<double, DF> dd;
+  const auto pair = [df](VF a, VF b) HWY_ATTR {
+    return hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
+  };
+  const auto low = hn::BitCast(dd, pair(v[0], v[1]));
+  const auto high = hn::BitCast(dd, pair(v[2], v[3]));
+  const auto blocks = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, low, high)),
+                              hn::BitCast(df, hn::InterleaveUpper(dd, low, high)));
+  hn::StoreU(SumOfBlocks(df, blocks), hn::Full128<float>(), sums);
+}
+#endif
+
+// Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
+// are.
+template <class Score, bool kCarefully, typename T>
+HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim,
+                             float* HWY_RESTRICT scores) {
+  const DF df;
+  auto probe = hn::Zero(df);
+  const VF sums[kRowsAtOnce] = {LaneSums<Score, kCarefully>(rows[0], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[1], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[2], head_dim, probe),
+                                LaneSums<Score, kCarefully>(rows[3], head_dim, probe)};
+  StoreSums(sums, scores);
+  return hn::AllFalse(df, hn::IsNaN(probe));
+}
+
+// Scores four rows. The score of a row does not depend on those beside it.
+template <class Score, typename T>
+HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim) {
+  float scores[kRowsAtOnce];
+  const bool done = TryScoreRows<Score, false>(rows, head_dim, scores);
+  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, head_dim, scores);
+  for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace select_attn::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // SELECT_ATTN_OPS_CPU_SCORE_INL_H_
