@@ -104,6 +104,7 @@ bool MayOverlapItself(const DLTensor& tensor) {
     const int64_t stride = std::abs(Stride(tensor, i));
     int64_t reach = 0;  // largest offset of the dimensions with smaller strides
     for (int j = 0; j < tensor.ndim; ++j) {
+      if (tensor.shape[j] == 1) continue;
       const int64_t other = std::abs(Stride(tensor, j));
       if (other < stride || (other == stride && j < i)) reach += other * (tensor.shape[j] - 1);
     }
@@ -116,9 +117,20 @@ bool MayOverlapItself(const DLTensor& tensor) {
   throw Error(ErrorKind::kTypeError, text);
 }
 
-// A tensor with no more elements than this has sizes in bytes, and sums of a few of those, that fit
-// into 64 bits.
+// A tensor with no more elements than this, none of them farther away than this, has sizes and
+// offsets in bytes, and sums of a few of those, that fit into 64 bits.
 constexpr int64_t kMaxElements = int64_t{1} << 56;
+
+// Whether no dimension reaches farther than kMaxElements.
+bool IsWithinReach(const DLTensor& tensor) {
+  for (int i = 0; i < tensor.ndim; ++i) {
+    const int64_t steps = tensor.shape[i] - 1;
+    if (steps == 0) continue;
+    const int64_t stride = Stride(tensor, i);
+    if (stride > kMaxElements / steps || stride < -kMaxElements / steps) return false;
+  }
+  return true;
+}
 
 // First and last byte that a tensor's elements take.
 struct Extent {
@@ -153,6 +165,10 @@ void CheckLayout(const Argument& argument) {
     ThrowValueError(std::string(argument.name) +
                     " must be contiguous in its last dimension, got strides " +
                     StridesText(tensor));
+  }
+  if (!IsWithinReach(tensor)) {
+    ThrowValueError(std::string(argument.name) + " must span at most 2^56 elements, got shape " +
+                    ShapeText(tensor) + " with strides " + StridesText(tensor));
   }
   if (tensor.data == nullptr) {
     ThrowValueError(std::string(argument.name) +

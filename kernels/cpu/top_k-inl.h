@@ -147,6 +147,7 @@ class TopK {
       const uint64_t key = RankKey(ScoreKey(scores[place]), first + place);
       candidates_.push_back(static_cast<int64_t>(key ^ kTopBit));
     };
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes of a word in order");
     for (int64_t byte = 0; byte * lanes_per_byte < i; byte += kWordBytes) {
       uint64_t word;
       std::memcpy(&word, reaching_.data() + byte, kWordBytes);

@@ -60,7 +60,8 @@ def call_directly(
     Returns
     -------
     bool
-        Whether the call is done. If not, nothing is written.
+        Whether the call is done. If not, it is still to be made: nothing is written, or what
+        was before memory ran out, which the call will write again.
     """
     if torch is None or torch.compiler.is_compiling() or _is_traced():
         return False

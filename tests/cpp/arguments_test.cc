@@ -158,6 +158,24 @@ TEST_F(ArgumentsTest, RefusesSizesThatOverflow) {
             "8]");
 }
 
+TEST_F(ArgumentsTest, RefusesStridesThatOverflow) {
+  constexpr int64_t kLowest = std::numeric_limits<int64_t>::min();
+  table_.strides()[0] = kLowest;
+  EXPECT_EQ(Check(),
+            "ValueError: table must span at most 2^56 elements, got shape [2, 6] with strides "
+            "[-9223372036854775808, 1]");
+  for (const int sign : {1, -1}) {
+    table_.strides()[0] = sign * ((int64_t{1} << 56) + 1);
+    EXPECT_NE(Check().find("must span"), std::string::npos);
+    table_.strides()[0] = sign * (int64_t{1} << 56);
+    EXPECT_EQ(Check().find("must span"), std::string::npos);
+  }
+  query_.shape()[0] = 1;
+  table_.shape()[0] = 1;  // then nobody takes a step
+  table_.strides()[0] = kLowest;
+  EXPECT_EQ(Check(), "");
+}
+
 TEST(StrideTest, TensorsWithoutStridesAreRowMajor) {
   TestTensor tensor(kF32, {2, 3, 4});
   DLTensor view = tensor.View();

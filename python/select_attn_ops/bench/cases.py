@@ -19,7 +19,7 @@ from . import alternatives
 from .ceiling import touched_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MAX_SETS = 64
+MAX_SETS = 1024
 
 SELECT = "quest_block_select_paged"
 PREFILL = "quest_prefill_metadata"
@@ -34,7 +34,7 @@ class WrongResultError(AssertionError):
 class Shape:
     """One shape of one operator.
 
-    The lengths fill the metadata blocks, so that the pools hold what is read and no more.
+    The lengths fill the metadata blocks, so that all of a block is read.
     """
 
     operator: str
@@ -50,6 +50,8 @@ class Shape:
     """``"rows"``; ``"heads_outside"``: heads outside tokens and rows; ``"half_of_last"``: keys in
     the first half of rows that values share."""
     tokens_since_metadata_update: int = -1
+    places_per_block: int = 1
+    """Blocks that the pools have for each that is in use."""
 
     def __post_init__(self) -> None:
         assert all(length % self.tokens_per_metadata_block == 0 for length in self.seq_lens)
@@ -95,6 +97,8 @@ class Shape:
             parts.append(f"t={self.tokens_since_metadata_update}")
         if self.layout != "rows":
             parts.append(self.layout)
+        if self.places_per_block != 1:
+            parts.append(f"pool={self.places_per_block}x")
         return " ".join(parts)
 
 
@@ -182,10 +186,13 @@ def _pool(
 
 
 def _tables(
-    counts: Sequence[int], generator: torch.Generator, device: torch.device
+    counts: Sequence[int],
+    generator: torch.Generator,
+    device: torch.device,
+    places_per_block: int = 1,
 ) -> torch.Tensor:
     """Tables that give every request `counts` blocks of a pool, shuffled; 0 behind them."""
-    order = torch.randperm(sum(counts), generator=generator).int()
+    order = torch.randperm(sum(counts), generator=generator).int() * places_per_block
     tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
     start = 0
     for row, count in zip(tables, counts, strict=True):
@@ -195,7 +202,9 @@ def _tables(
 
 
 def _set_count(bytes_per_set: int, rotated_bytes: int) -> int:
-    return max(1, min(MAX_SETS, -(-rotated_bytes // bytes_per_set)))
+    if bytes_per_set > 4 * rotated_bytes:  # no cache holds much of it from one turn to the next
+        return 1
+    return max(2, min(MAX_SETS, -(-rotated_bytes // bytes_per_set)))
 
 
 def _numbers(counts: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +215,7 @@ def _numbers(counts: Sequence[int], device: torch.device) -> tuple[torch.Tensor,
 
 
 def build(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
-    """Make the data of a case: sets of inputs of `rotated_bytes` or so in all."""
+    """Make the data of a case: sets of inputs of `rotated_bytes` or so in all; 0 for one set."""
     builders = {SELECT: _build_select, PREFILL: _build_prefill, TABLES: _build_tables}
     return builders[spec.shape.operator](spec, device, rotated_bytes)
 
@@ -242,8 +251,9 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
     sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes)
-    maxima = _pool(sets * sum(blocks), rows, s, dtype, device)
-    minima = _pool(sets * sum(blocks), rows, s, dtype, device, shift=-4)
+    places = s.places_per_block
+    maxima = _pool(sets * sum(blocks) * places, rows, s, dtype, device)
+    minima = _pool(sets * sum(blocks) * places, rows, s, dtype, device, shift=-4)
     generator = torch.Generator().manual_seed(1)
     seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
     out = torch.empty(s.batch, s.num_kv_heads, s.k, dtype=torch.int32, device=device)
@@ -264,10 +274,10 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     calls, touched, problems = [], [], []
     for part_max, part_min in zip(maxima.chunk(sets), minima.chunk(sets), strict=True):
         query = _noise((s.batch, s.num_heads, s.head_dim), dtype, device)
-        tables = _tables(blocks, generator, device)
+        tables = _tables(blocks, generator, device, places)
         arguments = (query, part_max, part_min, tables, seq_lens)
         calls.append(functools.partial(quest_block_select_paged, *arguments, **options))
-        touched.append((part_max, part_min))
+        touched.append((part_max[::places], part_min[::places]))
         per_row = None
         if len(set(s.seq_lens)) > 1:
             request, number = _numbers(s.num_blocks, device)
@@ -310,9 +320,10 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
     metadata_blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
     sets = _set_count(kv_blocks * (s.block_size + 2) * row_bytes, rotated_bytes)
-    keys = _pool(sets * kv_blocks, s.block_size, s, dtype, device)
-    maxima = _pool(sets * sum(metadata_blocks), rows, s, dtype, device)
-    minima = _pool(sets * sum(metadata_blocks), rows, s, dtype, device)
+    places = s.places_per_block
+    keys = _pool(sets * kv_blocks * places, s.block_size, s, dtype, device)
+    maxima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
+    minima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
     generator = torch.Generator().manual_seed(1)
     seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
     request, number = _numbers(s.num_blocks, device)
@@ -320,11 +331,11 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
     for part, part_max, part_min in zip(
         keys.chunk(sets), maxima.chunk(sets), minima.chunk(sets), strict=True
     ):
-        tables = _tables(s.num_blocks, generator, device)
-        metadata_tables = _tables(metadata_blocks, generator, device)
+        tables = _tables(s.num_blocks, generator, device, places)
+        metadata_tables = _tables(metadata_blocks, generator, device, places)
         arguments = (part, tables, seq_lens, metadata_tables, part_max, part_min)
         calls.append(functools.partial(quest_prefill_metadata, *arguments))
-        touched.append((part, part_max, part_min))
+        touched.append((part[::places], part_max[::places], part_min[::places]))
         problems.append(
             alternatives.MetadataProblem(
                 part,

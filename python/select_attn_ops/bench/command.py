@@ -87,12 +87,20 @@ def _check_device(name: str) -> torch.device:
     return device
 
 
+def _refuse_beside_profile(options: argparse.Namespace) -> None:
+    for name in ("suite", "filter", "dtype", "threads", "simd_target", "list", "json", "plot"):
+        if getattr(options, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"--profile goes with --device and --quick only, got {option}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _parser().parse_args(arguments)
     device = _check_device(options.device)
     specs, comparisons = _specs(options), _comparisons(options)
     if options.profile:
+        _refuse_beside_profile(options)
         print(*profile(Runner(device, QUICK if options.quick else THOROUGH)), sep="\n")
         return 0
     if options.list:

@@ -56,7 +56,7 @@ def top_k(runner: Runner) -> list[Finding]:
 def call_overhead(runner: Runner) -> list[Finding]:
     """What a call of the Python function costs beside the C++ call, and that beside the kernel."""
     shape = Shape(SELECT, (16 * _K,))
-    case = build(Spec(shape), runner.device, 1)
+    case = build(Spec(shape), runner.device, 0)
     call = case.calls[0]
     python, cpp = [], []
     with runner.setting():

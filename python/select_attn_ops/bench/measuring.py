@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import re
 import statistics
 import time
@@ -125,7 +126,7 @@ def interleave(
     clock : Clock
         Measures.
     contenders : sequence of Contender
-        Every round has all of them, in an order that rotates from round to round.
+        Every round has all of them, in an order of its own.
     turns : Turns
         Hands out the sets of inputs.
     effort : Effort
@@ -142,15 +143,17 @@ def interleave(
     """
     seconds: list[list[float]] = [[] for _ in contenders]
     rare_seconds: list[list[float]] = [[] for _ in rare]
-    for contender in contenders:
+    for contender in (*rare, *contenders):
         contender.seconds(clock, turns.next())
     spent = 0.0
+    shuffle = random.Random(0).shuffle
+    order = list(range(len(contenders)))
     rare_every = max(effort.least_rounds // 3, 1)
     for number in range(effort.most_rounds):
         if number >= effort.least_rounds and spent > effort.seconds:
             break
-        for i in range(len(contenders)):
-            which = (number + i) % len(contenders)
+        shuffle(order)
+        for which in order:
             seconds[which].append(contenders[which].seconds(clock, turns.next()))
             spent += seconds[which][-1]
         if rare and number % rare_every == 0 and number < effort.least_rounds:

@@ -85,6 +85,9 @@ def _shapes() -> list[Spec]:
         add("a row per KV block", replace(shape, rows=1))
     add("values beside keys", replace(select, layout="half_of_last"))
     add("values beside keys", replace(prefill, layout="half_of_last"))
+    scattered = Shape(SELECT, (_M,), num_heads=4, num_kv_heads=1, block_size=16, places_per_block=8)
+    add("scattered blocks", scattered, replace(scattered, seq_lens=(64 * _K,) * 16))
+    add("scattered blocks", replace(scattered, operator=PREFILL, seq_lens=(_M,)))
     add("tables", Shape(TABLES, (128 * _K,) * 256, k=64))
     specs = [Spec(shape, label=label) for label, shape in shapes]
     specs += [Spec(shape, "fp32", label="float32") for shape in (select, prefill)]
