@@ -90,10 +90,12 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, int64_t stride, int64
 }
 
 // Merges num_tokens rows of `count` keys, as MergeTokens, in strips of a few vectors whose max and
-// min stay in registers.
+// min stay in registers. Unless `ahead` is 0, the keys so far from each are those of the block that
+// is next, and asked for.
 template <typename Bits>
 HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int64_t num_tokens,
-                             int64_t count, Bits* HWY_RESTRICT max, Bits* HWY_RESTRICT min) {
+                             int64_t count, int64_t ahead, Bits* HWY_RESTRICT max,
+                             Bits* HWY_RESTRICT min) {
   constexpr int kVectors = 4;
   const hn::ScalableTag<Bits> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -114,6 +116,10 @@ HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int6
     };
     for (int64_t t = 0; t < num_tokens; ++t) {
       const Bits* from = keys + t * stride + i;
+      if (ahead != 0) {
+        constexpr int64_t kLine = kCacheLine / int64_t{sizeof(Bits)};
+        for (int64_t k = 0; k < kVectors * lanes; k += kLine) PrefetchToL2(from + ahead + k);
+      }
       merge(from, max0, min0);
       merge(from + lanes, max1, min1);
       merge(from + 2 * lanes, max2, min2);
@@ -184,29 +190,12 @@ class MetadataPass {
   explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {}
 
   void Run() const {
-    if (block_bytes() <= kShortBlockBytes) {
-      const PoolOrder order(
-          p_.batch, [this](int64_t b) { return BlocksToUpdate(p_, b); },
-          [this](int64_t b) { return p_.block_tables + b * p_.block_tables_stride; });
-      if (order.pays()) {
-        RunInPoolOrder(order);
-        return;
-      }
+    const PoolOrder order = block_bytes() <= kShortBlockBytes ? BlocksInPool() : PoolOrder();
+    if (order.pays()) {
+      RunInPoolOrder(order);
+    } else {
+      RunInTiles(order.jumps());
     }
-    const auto num_blocks = [&](int64_t b) {
-      const BlockRange range = BlocksToUpdate(p_, b);
-      return std::max<int64_t>(range.end - range.begin, 0);
-    };
-    Tiles(p_.batch, block_bytes(), num_blocks)
-        .ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-          const BlockRange range = BlocksToUpdate(p_, b);
-          Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-          for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
-            ReduceBlock(b, j, accumulators);
-            StoreBlock(b, j, accumulators);
-          }
-          if (range.begin + end == range.end) ClearRowsBehind(b, range);
-        });
   }
 
  private:
@@ -236,12 +225,43 @@ class MetadataPass {
     return p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
   }
 
+  // Of block j of request b, the first token's first head.
+  const Bits* Keys(int64_t b, int64_t j) const {
+    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
+    return static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
+  }
+
+  // The blocks that are read.
+  PoolOrder BlocksInPool() const {
+    return PoolOrder(
+        p_.batch, [this](int64_t b) { return BlocksToUpdate(p_, b); },
+        [this](int64_t b) { return p_.block_tables + b * p_.block_tables_stride; });
+  }
+
+  void RunInTiles(bool prefetch) const {
+    const auto num_blocks = [&](int64_t b) {
+      const BlockRange range = BlocksToUpdate(p_, b);
+      return std::max<int64_t>(range.end - range.begin, 0);
+    };
+    const Tiles tiles(p_.batch, block_bytes(), num_blocks);
+    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
+      const BlockRange range = BlocksToUpdate(p_, b);
+      Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
+      for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
+        const bool has_next = prefetch && j + 1 < range.begin + end;
+        ReduceBlock(b, j, has_next ? Keys(b, j + 1) - Keys(b, j) : 0, accumulators);
+        StoreBlock(b, j, accumulators);
+      }
+      if (range.begin + end == range.end) ClearRowsBehind(b, range);
+    });
+  }
+
   void RunInPoolOrder(const PoolOrder& order) const {
     using Block = PoolOrder::Block;
     order.ParallelForEach(block_bytes(), [this](const Block* block, const Block* end) {
       Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
       for (; block != end; ++block) {
-        ReduceBlock(block->request, block->number, accumulators);
+        ReduceBlock(block->request, block->number, 0, accumulators);
         StreamBlock(block->request, block->number, accumulators);
       }
       hwy::FlushStream();
@@ -254,19 +274,19 @@ class MetadataPass {
     });
   }
 
-  // Leaves the maxima and minima of the keys of block j of request b in `accumulators`.
-  void ReduceBlock(int64_t b, int64_t j, Accumulators& accumulators) const {
-    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
+  // Leaves the maxima and minima of the keys of block j of request b in `accumulators`. `ahead` as
+  // in ReduceStrips.
+  void ReduceBlock(int64_t b, int64_t j, int64_t ahead, Accumulators& accumulators) const {
     const int64_t num_tokens = NumTokens(p_, b, j);
-    const Bits* keys = static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
+    const Bits* keys = Keys(b, j);
     accumulators.Reset();
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();
     if (p_.k_cache_strides[2] == p_.head_dim || p_.num_kv_heads == 1) {
-      ReduceTokens(keys, num_tokens, p_.num_kv_heads * p_.head_dim, max, min);
+      ReduceTokens(keys, num_tokens, p_.num_kv_heads * p_.head_dim, ahead, max, min);
     } else {
       for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-        ReduceTokens(keys + n * p_.k_cache_strides[2], num_tokens, p_.head_dim,
+        ReduceTokens(keys + n * p_.k_cache_strides[2], num_tokens, p_.head_dim, ahead,
                      max + n * p_.head_dim, min + n * p_.head_dim);
       }
     }
@@ -296,15 +316,16 @@ class MetadataPass {
 
   // The parts of a block are read side by side, so that max and min are loaded and stored once for
   // a token of each. Hardware prefetches a few long streams, but loses track of streams that share
-  // a page: blocks with so little memory are read in one go.
-  void ReduceTokens(const Bits* keys, int64_t num_tokens, int64_t count, Bits* max,
+  // a page: blocks with so little memory are read in one go, and only they need to ask for the one
+  // that is `ahead`.
+  void ReduceTokens(const Bits* keys, int64_t num_tokens, int64_t count, int64_t ahead, Bits* max,
                     Bits* min) const {
     constexpr int kParts = 4;
     constexpr int64_t kPageBytes = 4096;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
     if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) {
-      ReduceStrips(keys, stride, num_tokens, count, max, min);
+      ReduceStrips(keys, stride, num_tokens, count, ahead, max, min);
       return;
     }
     for (int64_t t = 0; t < part; ++t) {
