@@ -180,45 +180,54 @@ class Selection {
   }
 
   // Scores all blocks, request by request, and selects those of requests that can be at once.
-  void ScoreInTiles(bool side_by_side) {
+  void ScoreInTiles(bool scattered) {
     const Tiles tiles(p_.batch, RowBytes(), [&](int64_t b) { return ranked_[b].num_scored(); });
     std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
     for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
     tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
       const int64_t first = ranked_[b].scored_begin;
-      ScoreTile(b, first + begin, first + end, side_by_side);
+      if (scattered) {
+        ScoreScattered(b, first + begin, first + end);
+      } else {
+        ScoreStreams(b, first + begin, first + end);
+      }
       if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
       SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
     });
   }
 
-  // Scores KV blocks [begin, end) of request b for all KV heads, one after the other or a quarter
-  // of them beside the others.
-  void ScoreTile(int64_t b, int64_t begin, int64_t end, bool side_by_side) {
-    const Lap lap(Phase::kScoring);
+  // Scores KV blocks [begin, end) of request b for all KV heads: the halves side by side, since
+  // while one of them crosses into another page the other goes on.
+  void ScoreStreams(int64_t b, int64_t begin, int64_t end) const {
     const ScoredRequest request = Scored(b);
-    if (!side_by_side) {
-      Strand strand(p_, request, begin, end);
-      ScoreStrands<1>(&strand);
-      return;
-    }
+    // A row short of half: streams a power of two apart would share the same few lines of a cache.
+    const int64_t middle = begin + std::max<int64_t>((end - begin) / 2 - 1, 0);
+    Strand strands[] = {{p_, request, begin, middle}, {p_, request, middle, end}};
+    ScoreStrands(strands, [](const Strand& /*strand*/) {});
+  }
+
+  // The same for short metadata blocks here and there in memory.
+  void ScoreScattered(int64_t b, int64_t begin, int64_t end) const {
+    const ScoredRequest request = Scored(b);
     const int64_t quarter = (end - begin) / 4;
     Strand strands[] = {{p_, request, begin, begin + quarter},
                         {p_, request, begin + quarter, begin + 2 * quarter},
                         {p_, request, begin + 2 * quarter, begin + 3 * quarter},
                         {p_, request, begin + 3 * quarter, end}};
-    ScoreStrands<4>(strands);
+    ScoreStrands(strands, [](const Strand& strand) { strand.Prefetch(); });
   }
 
-  // Scores the rows of the strands, a row of each in turn. The last strand is the longest.
-  template <int kStrands>
-  void ScoreStrands(Strand* strands) const {
+  // Scores the rows of the strands, a row of each in turn, and calls before(strand) for each. The
+  // last strand is the longest.
+  template <size_t kStrands, typename F>
+  void ScoreStrands(Strand (&strands)[kStrands], F&& before) const {
+    const Lap lap(Phase::kScoring);
     RowScorer scorer(p_.head_dim);
     while (!strands[kStrands - 1].done()) {
-      for (int s = 0; s < kStrands; ++s) {
-        if (strands[s].done()) continue;
-        if (kStrands > 1) strands[s].Prefetch();
-        scorer.Add(strands[s].Next());
+      for (Strand& strand : strands) {
+        if (strand.done()) continue;
+        before(strand);
+        scorer.Add(strand.Next());
       }
     }
     scorer.Finish();
