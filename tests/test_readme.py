@@ -26,6 +26,7 @@ RUN_BY_CI = {
     "bash scripts/build_kernels.sh": ("Makefile", "bash scripts/build_kernels.sh"),
     "source scripts/init_cann.sh Ascend910B4": ("tests/test_scripts.py", "init_cann.sh"),
     "pytest -v experiments": ("Makefile", "tests experiments"),
+    "python -m select_attn_ops bench --profile": ("tests/test_bench.py", '"--profile"'),
     "python -m select_attn_ops bench --suite speed": ("tests/test_bench.py", "command.main("),
     "apt-get install -y g++ libhwy-dev": ("Makefile", "install_packages.sh libhwy-dev"),
 }
