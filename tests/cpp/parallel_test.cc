@@ -52,6 +52,8 @@ TEST_P(ParallelTest, ThrowsWhatTheWorkThrows) {
   const auto work = [&](int64_t begin, int64_t) {
     ++calls;
     if (begin == 40) throw std::runtime_error("at 40");
+    // Without this the others might be through with all of it before a slow throw is caught.
+    if (begin > 40) std::this_thread::sleep_for(std::chrono::microseconds(50));
   };
   EXPECT_THROW(ParallelFor(100000, 1, work), std::runtime_error);
   EXPECT_LT(calls, 100000);
