@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/cache_line.h"
 #include "cpu/score-inl.h"
 #include "hwy/highway.h"
 #include "select_attn_ops/quest_block_select_paged.h"
@@ -43,17 +42,6 @@ class MetadataStrand {
 
   bool done() const { return inner_left_ == 0; }
 
-  // Where the next row has another of its kind in the next metadata block, asks for that one.
-  // Hardware that prefetches knows about the neighbours of a row, but not about block tables.
-  void Prefetch() const {
-    if (!has_ahead_) return;
-    constexpr int64_t kLine = kCacheLine / int64_t{sizeof(T)};
-    for (int64_t d = 0; d < p_.head_dim; d += kLine) {
-      PrefetchToL2(row_.max + ahead_max_ + d);
-      PrefetchToL2(row_.min + ahead_min_ + d);
-    }
-  }
-
   ScoredRow<T> Next() {
     const ScoredRow<T> row = row_;
     if (--inner_left_ > 0) {
@@ -69,18 +57,25 @@ class MetadataStrand {
   }
 
  private:
-  // From one row to the next, in elements.
+  // From one row to the next, in bytes: GCC would multiply all four by the size of their elements
+  // at every row.
   struct Step {
     int64_t q;
     int64_t max;
     int64_t min;
     int64_t score;
 
-    void Advance(ScoredRow<T>& row) const {
-      row.q += q;
-      row.max += max;
-      row.min += min;
-      row.score += score;
+    HWY_INLINE void Advance(ScoredRow<T>& row) const {
+      row.q = Behind(row.q, q);
+      row.max = Behind(row.max, max);
+      row.min = Behind(row.min, min);
+      row.score = Behind(row.score, score);
+    }
+
+   private:
+    template <typename E>
+    static HWY_INLINE E* Behind(E* from, int64_t bytes) {
+      return reinterpret_cast<E*>(reinterpret_cast<uintptr_t>(from) + bytes);
     }
   };
 
@@ -97,8 +92,10 @@ class MetadataStrand {
               static_cast<const T*>(p_.minblocks) + block * min[0] + row * min[1],
               request_.scores + (next_ - request_.first_block)};
     row_ = first_;
-    const Step next_row = {0, max[1], min[1], 1};
-    const Step next_head = {request_.query_stride, max[2], min[2], request_.scores_stride};
+    constexpr int64_t kItem = sizeof(T);
+    constexpr int64_t kFloat = sizeof(float);
+    const Step next_row = {0, max[1] * kItem, min[1] * kItem, kFloat};
+    const Step next_head = {request_.query_stride * kFloat, max[2] * kItem, min[2] * kItem, request_.scores_stride * kFloat};
     const bool heads_inside = p_.num_kv_heads > 1 && max[2] <= max[1];
     inner_ = heads_inside ? next_head : next_row;
     outer_ = heads_inside ? next_row : next_head;
@@ -106,11 +103,6 @@ class MetadataStrand {
     inner_left_ = inner_count_;
     outer_left_ = heads_inside ? count : p_.num_kv_heads;
     next_ += count;
-    has_ahead_ = next_ < end_;
-    if (!has_ahead_) return;
-    const int64_t blocks_ahead = request_.table[column + 1] - block;
-    ahead_max_ = blocks_ahead * max[0];
-    ahead_min_ = blocks_ahead * min[0];
   }
 
   const QuestBlockSelectPagedParams& p_;
@@ -124,9 +116,6 @@ class MetadataStrand {
   int64_t inner_count_ = 0;
   int64_t inner_left_ = 0;
   int64_t outer_left_ = 0;
-  bool has_ahead_ = false;
-  int64_t ahead_max_ = 0;  // from a row to that in the next metadata block
-  int64_t ahead_min_ = 0;
 };
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -75,25 +75,21 @@ class DefaultArithmetic {
   std::fenv_t saved_;
 };
 
-// One call of ParallelFor: ranges are handed out in order until none is left.
+// One call of ParallelTake.
 class Job {
  public:
-  Job(int64_t count, int64_t grain, RangeFunction function, void* context)
-      : count_(count), grain_(grain), function_(function), context_(context) {}
+  Job(int64_t count, int64_t grain, ShareFunction function, void* context)
+      : queue_(count, grain), function_(function), context_(context) {}
 
-  // Works until nothing is left to hand out.
+  // Works until nothing is left to take.
   void Work() noexcept {
     const DefaultArithmetic arithmetic;
     try {
-      for (;;) {
-        const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-        if (begin >= count_) return;
-        function_(context_, begin, std::min(begin + grain_, count_));
-      }
+      function_(context_, queue_);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (exception_ == nullptr) exception_ = std::current_exception();
-      next_.store(count_, std::memory_order_relaxed);
+      queue_.Clear();
     }
   }
 
@@ -102,11 +98,9 @@ class Job {
   }
 
  private:
-  const int64_t count_;
-  const int64_t grain_;
-  const RangeFunction function_;
+  RangeQueue queue_;
+  const ShareFunction function_;
   void* const context_;
-  std::atomic<int64_t> next_{0};
   std::mutex mutex_;
   std::exception_ptr exception_;  // the first one
 };
@@ -189,7 +183,7 @@ ThreadPool& Pool() {
 
 }  // namespace
 
-void ParallelForRanges(int64_t count, int64_t grain, RangeFunction function, void* context) {
+void ParallelTakeRanges(int64_t count, int64_t grain, ShareFunction function, void* context) {
   if (count <= 0) return;
   Job job(count, grain, function, context);
   const int64_t num_ranges = (count - 1) / grain + 1;

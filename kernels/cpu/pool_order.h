@@ -62,13 +62,33 @@ class PoolOrder {
   // go through.
   bool pays() const { return !blocks_.empty(); }
 
-  // Calls fn(begin, end) in parallel, with pointers to blocks of `block_bytes` bytes each, in the
-  // order of the pool.
+  // The blocks that a thread takes, one after the other.
+  class Queue {
+   public:
+    Queue(const std::vector<Block>& blocks, RangeQueue& ranges)
+        : blocks_(blocks), ranges_(ranges) {}
+
+    // As RangeQueue::Take.
+    bool Take(Block& block) {
+      if (range_.begin == range_.end && !ranges_.Take(range_)) return false;
+      block = blocks_[static_cast<size_t>(range_.begin++)];
+      return true;
+    }
+
+   private:
+    const std::vector<Block>& blocks_;
+    RangeQueue& ranges_;
+    Range range_ = {0, 0};
+  };
+
+  // Calls fn(queue) as cpu::ParallelTake does, with a Queue of the blocks, of `block_bytes` bytes each,
+  // of which a thread takes many at a time, in the order of the pool.
   template <typename F>
-  void ParallelForEach(int64_t block_bytes, F&& fn) const {
+  void ParallelTake(int64_t block_bytes, F&& fn) const {
     const auto count = static_cast<int64_t>(blocks_.size());
-    ParallelFor(count, BlocksPerTile(count, block_bytes), [&](int64_t begin, int64_t end) {
-      fn(blocks_.data() + begin, blocks_.data() + end);
+    cpu::ParallelTake(count, BlocksPerTile(count, block_bytes), [&](RangeQueue& ranges) {
+      Queue queue(blocks_, ranges);
+      fn(queue);
     });
   }
 

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "core/block_ranges.h"
@@ -25,6 +27,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
 #include "cpu/metadata_strand-inl.h"
+#include "cpu/row_pipeline-inl.h"
 #include "cpu/score-inl.h"
 #include "cpu/top_k-inl.h"
 #include "hwy/aligned_allocator.h"
@@ -67,7 +70,7 @@ class Selection {
     if (order.pays()) {
       ScoreInPoolOrder(order);
     } else {
-      ScoreInTiles(order.jumps());
+      ScoreInTiles();
     }
 
     std::vector<int64_t> requests;  // that are not selected yet
@@ -76,9 +79,9 @@ class Selection {
     }
     const int64_t heads = p_.num_kv_heads;
     const auto select = [&](int64_t begin, int64_t end) {
+      TopK top_k;  // once for all: it keeps its buffers from row to row
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = requests[i / heads] * heads + i % heads;
-        SelectRows(row, row + 1);
+        SelectRow(requests[i / heads] * heads + i % heads, top_k);
       }
     };
     ParallelFor(static_cast<int64_t>(requests.size()) * heads, RowsPerRange(longest_ + 16 * p_.k),
@@ -120,29 +123,6 @@ class Selection {
     MeanQuery(heads, p_.query_strides[1], group, p_.head_dim, Query(row));
   }
 
-  // Scores the rows that it is given, once it has enough of them or is told to.
-  class RowScorer {
-   public:
-    explicit RowScorer(int64_t head_dim) : head_dim_(head_dim) {}
-
-    void Add(const ScoredRow<T>& row) {
-      rows_[filled_++] = row;
-      if (filled_ == kRowsAtOnce) Finish();
-    }
-
-    void Finish() {
-      if (filled_ == 0) return;
-      std::fill(rows_ + filled_, rows_ + kRowsAtOnce, rows_[0]);
-      ScoreRows<MinMaxScore>(rows_, head_dim_);
-      filled_ = 0;
-    }
-
-   private:
-    const int64_t head_dim_;
-    ScoredRow<T> rows_[kRowsAtOnce];
-    int filled_ = 0;
-  };
-
   bool HasShortMetadataBlocks() const {
     return p_.rows_per_metadata_block * RowBytes() <= 2 * kShortBlockBytes;
   }
@@ -163,75 +143,99 @@ class Selection {
 
   // Scores all blocks, metadata block by metadata block as they lie in the pool.
   void ScoreInPoolOrder(const PoolOrder& order) {
-    using Block = PoolOrder::Block;
     const int64_t rows = p_.rows_per_metadata_block;
-    order.ParallelForEach(rows * RowBytes(), [&](const Block* block, const Block* last) {
+    order.ParallelTake(rows * RowBytes(), [&](PoolOrder::Queue& queue) {
       const Lap lap(Phase::kScoring);
-      RowScorer scorer(p_.head_dim);
-      for (; block != last; ++block) {
-        const RankedBlocks& ranked = ranked_[block->request];
-        const int64_t begin = std::max(block->number * rows, ranked.scored_begin);
-        const int64_t end = std::min((block->number + 1) * rows, ranked.scored_end);
-        Strand strand(p_, Scored(block->request), begin, end);
-        while (!strand.done()) scorer.Add(strand.Next());
+      RowPipeline<T> pipeline(p_.head_dim);
+      for (PoolOrder::Block block; queue.Take(block);) {
+        const RankedBlocks& ranked = ranked_[block.request];
+        const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
+        const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
+        Strand strand(p_, Scored(block.request), begin, end);
+        while (!strand.done()) pipeline.Push(strand.Next());
       }
-      scorer.Finish();
+      pipeline.Finish();
     });
   }
 
   // Scores all blocks, request by request, and selects those of requests that can be at once.
-  void ScoreInTiles(bool scattered) {
+  void ScoreInTiles() {
     const Tiles tiles(p_.batch, RowBytes(), [&](int64_t b) { return ranked_[b].num_scored(); });
     std::vector<std::atomic<int64_t>> tiles_left(static_cast<size_t>(p_.batch));
     for (int64_t b = 0; b < p_.batch; ++b) tiles_left[b] = tiles.count(b);
-    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      const int64_t first = ranked_[b].scored_begin;
-      if (scattered) {
-        ScoreScattered(b, first + begin, first + end);
-      } else {
-        ScoreStreams(b, first + begin, first + end);
-      }
-      if (--tiles_left[b] > 0 || !SelectsAtOnce(b)) return;
-      SelectRows(b * p_.num_kv_heads, (b + 1) * p_.num_kv_heads);
+    tiles.ParallelTake([&](Tiles::Queue& queue) {
+      const Lap lap(Phase::kScoring);
+      TileScorer scorer(*this, tiles_left);
+      for (Tiles::Tile tile; queue.Take(tile);) scorer.Score(tile);
+      scorer.Finish();
     });
   }
 
-  // Scores KV blocks [begin, end) of request b for all KV heads: the halves side by side, since
-  // while one of them crosses into another page the other goes on.
-  void ScoreStreams(int64_t b, int64_t begin, int64_t end) const {
-    const ScoredRequest request = Scored(b);
-    // A row short of half: streams a power of two apart would share the same few lines of a cache.
-    const int64_t middle = begin + std::max<int64_t>((end - begin) / 2 - 1, 0);
-    Strand strands[] = {{p_, request, begin, middle}, {p_, request, middle, end}};
-    ScoreStrands(strands, [](const Strand& /*strand*/) {});
-  }
+  // What one thread does in ScoreInTiles. The memory is kept busy from tile to tile: the last rows
+  // of one are scored, and the request selected that it completes, while the next is under way.
+  class TileScorer {
+   public:
+    TileScorer(Selection& selection, std::vector<std::atomic<int64_t>>& tiles_left)
+        : selection_(selection), tiles_left_(tiles_left), pipeline_(selection.p_.head_dim) {}
 
-  // The same for short metadata blocks here and there in memory.
-  void ScoreScattered(int64_t b, int64_t begin, int64_t end) const {
-    const ScoredRequest request = Scored(b);
-    const int64_t quarter = (end - begin) / 4;
-    Strand strands[] = {{p_, request, begin, begin + quarter},
-                        {p_, request, begin + quarter, begin + 2 * quarter},
-                        {p_, request, begin + 2 * quarter, begin + 3 * quarter},
-                        {p_, request, begin + 3 * quarter, end}};
-    ScoreStrands(strands, [](const Strand& strand) { strand.Prefetch(); });
-  }
-
-  // Scores the rows of the strands, a row of each in turn, and calls before(strand) for each. The
-  // last strand is the longest.
-  template <size_t kStrands, typename F>
-  void ScoreStrands(Strand (&strands)[kStrands], F&& before) const {
-    const Lap lap(Phase::kScoring);
-    RowScorer scorer(p_.head_dim);
-    while (!strands[kStrands - 1].done()) {
-      for (Strand& strand : strands) {
-        if (strand.done()) continue;
-        before(strand);
-        scorer.Add(strand.Next());
+    void Score(const Tiles::Tile& tile) {
+      const QuestBlockSelectPagedParams& p = selection_.p_;
+      const ScoredRequest request = selection_.Scored(tile.b);
+      const int64_t begin = request.first_block + tile.begin;
+      const int64_t end = request.first_block + tile.end;
+      // The halves side by side, since while one of them crosses into another page the other goes
+      // on. The first is a row short: streams a power of two apart would share the same few lines
+      // of a cache.
+      const int64_t middle = begin + std::max<int64_t>((end - begin) / 2 - 1, 0);
+      Strand first(p, request, begin, middle);
+      Strand second(p, request, middle, end);
+      while (!second.done()) {
+        if (!first.done()) pipeline_.Push(first.Next());
+        pipeline_.Push(second.Next());
+        if (HWY_UNLIKELY(pipeline_.num_scored() >= work_at_)) WorkOnOldTile();
       }
+      FinishOldTile();
+      unscored_ = tile.b;
+      work_at_ = pipeline_.num_pushed();
     }
-    scorer.Finish();
-  }
+
+    void Finish() {
+      FinishOldTile();
+    }
+
+   private:
+    static constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
+    // Rows that are scored between two selections: the memory has been asked for about as much as
+    // it reads while a KV head is selected.
+    static constexpr uint64_t kRowsBetween = 8;
+
+    // The first time, all rows of the tile before are scored. If they complete a request, that is
+    // selected, a KV head at a time.
+    void WorkOnOldTile() {
+      const int64_t heads = selection_.p_.num_kv_heads;
+      if (unscored_ >= 0) {
+        const int64_t b = std::exchange(unscored_, -1);
+        if (--tiles_left_[b] == 0 && selection_.SelectsAtOnce(b)) {
+          unselected_ = {b * heads, (b + 1) * heads};
+        }
+      }
+      if (!unselected_.empty()) selection_.SelectRow(unselected_.begin++, top_k_);
+      work_at_ = unselected_.empty() ? kNever : pipeline_.num_scored() + kRowsBetween;
+    }
+
+    void FinishOldTile() {
+      if (pipeline_.num_scored() < work_at_ && work_at_ != kNever) pipeline_.Finish();
+      while (work_at_ != kNever) WorkOnOldTile();
+    }
+
+    Selection& selection_;
+    std::vector<std::atomic<int64_t>>& tiles_left_;
+    RowPipeline<T> pipeline_;
+    TopK top_k_;                 // once for all: it keeps its buffers from row to row
+    uint64_t work_at_ = kNever;  // rows that are scored when there is something to do
+    int64_t unscored_ = -1;      // the request of the tile before, while its rows are being scored
+    BlockRange unselected_ = {0, 0};  // of (request, KV head)
+  };
 
   // Whether a request's scores are so few that they are still in the cache of the thread that
   // computed the last of them, and not worth sharing out.
@@ -241,13 +245,8 @@ class Selection {
     return num_scores > 0 && num_scores <= kFewScores;
   }
 
-  void SelectRows(int64_t begin, int64_t end) {
+  void SelectRow(int64_t row, TopK& top_k) {
     const Lap lap(Phase::kSelection);
-    TopK top_k;  // once for all: it keeps its buffers from row to row
-    for (int64_t row = begin; row < end; ++row) Select(row, top_k);
-  }
-
-  void Select(int64_t row, TopK& top_k) {
     const int64_t b = row / p_.num_kv_heads;
     const int64_t n = row % p_.num_kv_heads;
     const RankedBlocks& ranked = ranked_[b];

@@ -13,7 +13,7 @@
 
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
-#include "cpu/cache_line.h"
+#include "cpu/prefetch.h"
 #include "cpu/parallel.h"
 #include "cpu/pool_order.h"
 #include "cpu/tiles.h"
@@ -71,16 +71,29 @@ HWY_INLINE void ForEachVector(int64_t count, F&& fn) {
       for_each(hn::CappedTag<Bits, 1>());
 }
 
+// Asks for the cache lines that the vector at element i of a row covers or begins.
+template <class D, typename Prefetch>
+HWY_INLINE void PrefetchVector(D d, int64_t i, const hn::TFromD<D>* at, Prefetch prefetch) {
+  constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(hn::TFromD<D>));
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  if (lanes < kLine && i % kLine != 0) return;
+  for (int64_t line = 0; line < lanes; line += kLine) prefetch(at + line);
+}
+
 // Merges kTokens rows of `count` keys, each `stride` after the one before, into max and min, which
-// hold ordered integers.
+// hold ordered integers. to_l1 and to_l2 are rows of as many tokens that come later.
 template <int kTokens, typename Bits>
-HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, int64_t stride, int64_t count,
-                            Bits* HWY_RESTRICT max, Bits* HWY_RESTRICT min) {
+HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
+                            int64_t stride, int64_t count, Bits* HWY_RESTRICT max,
+                            Bits* HWY_RESTRICT min) {
   ForEachVector<Bits>(count, [&](auto d, int64_t i) HWY_ATTR {
     auto vmax = hn::LoadU(d, max + i);
     auto vmin = hn::LoadU(d, min + i);
     for (int t = 0; t < kTokens; ++t) {
-      const auto key = Ordered(d, hn::LoadU(d, keys + t * stride + i));
+      const int64_t place = t * stride + i;
+      PrefetchVector(d, i, to_l1 + place, PrefetchToL1);
+      PrefetchVector(d, i, to_l2 + place, PrefetchToL2);
+      const auto key = Ordered(d, hn::LoadU(d, keys + place));
       vmax = hn::Max(vmax, key);
       vmin = hn::Min(vmin, key);
     }
@@ -90,11 +103,10 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, int64_t stride, int64
 }
 
 // Merges num_tokens rows of `count` keys, as MergeTokens, in strips of a few vectors whose max and
-// min stay in registers. Unless `ahead` is 0, the keys so far from each are those of the block that
-// is next, and asked for.
+// min stay in registers. Asks for the same places of the rows that are next.
 template <typename Bits>
-HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int64_t num_tokens,
-                             int64_t count, int64_t ahead, Bits* HWY_RESTRICT max,
+HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, const Bits* next, int64_t stride,
+                             int64_t num_tokens, int64_t count, Bits* HWY_RESTRICT max,
                              Bits* HWY_RESTRICT min) {
   constexpr int kVectors = 4;
   const hn::ScalableTag<Bits> d;
@@ -109,21 +121,18 @@ HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int6
     auto min1 = hn::LoadU(d, min + i + lanes);
     auto min2 = hn::LoadU(d, min + i + 2 * lanes);
     auto min3 = hn::LoadU(d, min + i + 3 * lanes);
-    const auto merge = [d](const Bits* from, auto& vmax, auto& vmin) HWY_ATTR {
-      const auto key = Ordered(d, hn::LoadU(d, from));
-      vmax = hn::Max(vmax, key);
-      vmin = hn::Min(vmin, key);
-    };
     for (int64_t t = 0; t < num_tokens; ++t) {
-      const Bits* from = keys + t * stride + i;
-      if (ahead != 0) {
-        constexpr int64_t kLine = kCacheLine / int64_t{sizeof(Bits)};
-        for (int64_t k = 0; k < kVectors * lanes; k += kLine) PrefetchToL2(from + ahead + k);
-      }
-      merge(from, max0, min0);
-      merge(from + lanes, max1, min1);
-      merge(from + 2 * lanes, max2, min2);
-      merge(from + 3 * lanes, max3, min3);
+      const int64_t place = t * stride + i;
+      const auto merge = [&](int64_t vector, auto& vmax, auto& vmin) HWY_ATTR {
+        PrefetchVector(d, vector * lanes, next + place + vector * lanes, PrefetchToL2);
+        const auto key = Ordered(d, hn::LoadU(d, keys + place + vector * lanes));
+        vmax = hn::Max(vmax, key);
+        vmin = hn::Min(vmin, key);
+      };
+      merge(0, max0, min0);
+      merge(1, max1, min1);
+      merge(2, max2, min2);
+      merge(3, max3, min3);
     }
     hn::StoreU(max0, d, max + i);
     hn::StoreU(max1, d, max + i + lanes);
@@ -136,7 +145,9 @@ HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, int64_t stride, int6
   }
   if (i == count) return;
   for (int64_t t = 0; t < num_tokens; ++t) {
-    MergeTokens<1>(keys + t * stride + i, stride, count - i, max + i, min + i);
+    const Bits* row = keys + t * stride + i;
+    const Bits* later = next + t * stride + i;
+    MergeTokens<1>(row, row, later, stride, count - i, max + i, min + i);
   }
 }
 
@@ -162,7 +173,7 @@ HWY_INLINE void StoreRow(const Bits* HWY_RESTRICT max, const Bits* HWY_RESTRICT 
   });
 }
 
-// As StoreRow, past the caches: rows here and there in memory would wait for what they overwrite.
+// As StoreRow, past the caches.
 // False, and nothing stored, unless they are made of whole cache lines. FlushStream makes the
 // stores visible to other threads.
 template <typename Type, typename Bits = typename Type::Bits>
@@ -187,18 +198,26 @@ class MetadataPass {
   using Bits = typename Type::Bits;
 
  public:
-  explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {}
+  explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {
+    int64_t num_blocks = 0;
+    for (int64_t b = 0; b < p.batch; ++b) num_blocks += NumBlocks(b);
+    past_caches_ = num_blocks * block_bytes() >= kBytesOfALargePass;
+  }
 
   void Run() const {
     const PoolOrder order = block_bytes() <= kShortBlockBytes ? BlocksInPool() : PoolOrder();
     if (order.pays()) {
       RunInPoolOrder(order);
     } else {
-      RunInTiles(order.jumps());
+      RunInTiles();
     }
   }
 
  private:
+  // Beyond so much that is read, nobody will find the metadata in a cache: it is stored past them,
+  // which saves to read what it overwrites.
+  static constexpr int64_t kBytesOfALargePass = int64_t{16} << 20;
+
   struct Accumulators {  // [num_kv_heads, head_dim], ordered integers
     explicit Accumulators(int64_t size)
         : max(static_cast<size_t>(size)), min(static_cast<size_t>(size)) {}
@@ -221,6 +240,11 @@ class MetadataPass {
   Bits* MaxRow(int64_t b, int64_t j) const { return Row(p_.maxblocks, p_.maxblocks_strides, b, j); }
   Bits* MinRow(int64_t b, int64_t j) const { return Row(p_.minblocks, p_.minblocks_strides, b, j); }
 
+  int64_t NumBlocks(int64_t b) const {
+    const BlockRange range = BlocksToUpdate(p_, b);
+    return std::max<int64_t>(range.end - range.begin, 0);
+  }
+
   int64_t block_bytes() const {
     return p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
   }
@@ -238,101 +262,116 @@ class MetadataPass {
         [this](int64_t b) { return p_.block_tables + b * p_.block_tables_stride; });
   }
 
-  void RunInTiles(bool prefetch) const {
-    const auto num_blocks = [&](int64_t b) {
-      const BlockRange range = BlocksToUpdate(p_, b);
-      return std::max<int64_t>(range.end - range.begin, 0);
-    };
-    const Tiles tiles(p_.batch, block_bytes(), num_blocks);
-    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      const BlockRange range = BlocksToUpdate(p_, b);
-      Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-      for (int64_t j = range.begin + begin; j < range.begin + end; ++j) {
-        const bool has_next = prefetch && j + 1 < range.begin + end;
-        ReduceBlock(b, j, has_next ? Keys(b, j + 1) - Keys(b, j) : 0, accumulators);
-        StoreBlock(b, j, accumulators);
-      }
-      if (range.begin + end == range.end) ClearRowsBehind(b, range);
+  struct Block {
+    int64_t b;  // request
+    int64_t j;  // KV block within it
+  };
+
+  void RunInTiles() const {
+    const Tiles tiles(p_.batch, block_bytes(), [this](int64_t b) { return NumBlocks(b); });
+    tiles.ParallelTake([&](Tiles::Queue& queue) {
+      Tiles::Tile tile = {0, 0, 0};
+      UpdateBlocks([&](Block& block) {
+        if (tile.begin == tile.end && !queue.Take(tile)) return false;
+        block = {tile.b, BlocksToUpdate(p_, tile.b).begin + tile.begin++};
+        return true;
+      });
     });
   }
 
   void RunInPoolOrder(const PoolOrder& order) const {
-    using Block = PoolOrder::Block;
-    order.ParallelForEach(block_bytes(), [this](const Block* block, const Block* end) {
-      Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-      for (; block != end; ++block) {
-        ReduceBlock(block->request, block->number, 0, accumulators);
-        StreamBlock(block->request, block->number, accumulators);
-      }
-      hwy::FlushStream();
-    });
-    ParallelFor(p_.batch, 1, [this](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const BlockRange range = BlocksToUpdate(p_, b);
-        if (!range.empty()) ClearRowsBehind(b, range);
-      }
+    order.ParallelTake(block_bytes(), [this](PoolOrder::Queue& queue) {
+      UpdateBlocks([&](Block& block) {
+        PoolOrder::Block in_pool;
+        if (!queue.Take(in_pool)) return false;
+        block = {in_pool.request, in_pool.number};
+        return true;
+      });
     });
   }
 
-  // Leaves the maxima and minima of the keys of block j of request b in `accumulators`. `ahead` as
-  // in ReduceStrips.
-  void ReduceBlock(int64_t b, int64_t j, int64_t ahead, Accumulators& accumulators) const {
-    const int64_t num_tokens = NumTokens(p_, b, j);
-    const Bits* keys = Keys(b, j);
+  // Writes the metadata of every block that take(block) gives, until it gives none. Each is taken
+  // before the one before it is read, so that its keys can be asked for in time.
+  template <typename Take>
+  void UpdateBlocks(Take&& take) const {
+    Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
+    Block block;
+    for (bool more = take(block); more;) {
+      Block next = block;
+      more = take(next);
+      ReduceBlock(block, next, accumulators);
+      StoreBlock(block, accumulators);
+      const BlockRange range = BlocksToUpdate(p_, block.b);
+      if (block.j == range.end - 1) ClearRowsBehind(block.b, range);
+      block = next;
+    }
+    if (past_caches_) hwy::FlushStream();
+  }
+
+  // Leaves the maxima and minima of the keys of a block in `accumulators`, and asks for those of
+  // the next one.
+  void ReduceBlock(const Block& block, const Block& next, Accumulators& accumulators) const {
+    const int64_t num_tokens = NumTokens(p_, block.b, block.j);
+    const Bits* keys = Keys(block.b, block.j);
+    const Bits* next_keys = Keys(next.b, next.j);
     accumulators.Reset();
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();
-    if (p_.k_cache_strides[2] == p_.head_dim || p_.num_kv_heads == 1) {
-      ReduceTokens(keys, num_tokens, p_.num_kv_heads * p_.head_dim, ahead, max, min);
-    } else {
-      for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-        ReduceTokens(keys + n * p_.k_cache_strides[2], num_tokens, p_.head_dim, ahead,
-                     max + n * p_.head_dim, min + n * p_.head_dim);
+    const int64_t head_stride = p_.k_cache_strides[2];
+    if (head_stride == p_.head_dim || p_.num_kv_heads == 1) {
+      ReduceTokens(keys, next_keys, num_tokens, p_.num_kv_heads * p_.head_dim, max, min);
+      return;
+    }
+    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+      const Bits* head = keys + n * head_stride;
+      const bool is_last = n == p_.num_kv_heads - 1;
+      ReduceTokens(head, is_last ? next_keys : head + head_stride, num_tokens, p_.head_dim,
+                   max + n * p_.head_dim, min + n * p_.head_dim);
+    }
+  }
+
+  void StoreBlock(const Block& block, const Accumulators& accumulators) const {
+    Bits* max_row = MaxRow(block.b, block.j);
+    Bits* min_row = MinRow(block.b, block.j);
+    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
+      const Bits* max = accumulators.max.data() + n * p_.head_dim;
+      const Bits* min = accumulators.min.data() + n * p_.head_dim;
+      Bits* max_out = max_row + n * p_.maxblocks_strides[2];
+      Bits* min_out = min_row + n * p_.minblocks_strides[2];
+      if (!past_caches_ || !StreamRow<Type>(max, min, p_.head_dim, max_out, min_out)) {
+        StoreRow<Type>(max, min, p_.head_dim, max_out, min_out);
       }
-    }
-  }
-
-  void StoreBlock(int64_t b, int64_t j, const Accumulators& accumulators) const {
-    Bits* max_row = MaxRow(b, j);
-    Bits* min_row = MinRow(b, j);
-    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-      StoreRow<Type>(accumulators.max.data() + n * p_.head_dim,
-                     accumulators.min.data() + n * p_.head_dim, p_.head_dim,
-                     max_row + n * p_.maxblocks_strides[2], min_row + n * p_.minblocks_strides[2]);
-    }
-  }
-
-  void StreamBlock(int64_t b, int64_t j, const Accumulators& accumulators) const {
-    Bits* max_row = MaxRow(b, j);
-    Bits* min_row = MinRow(b, j);
-    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-      const bool done = StreamRow<Type>(accumulators.max.data() + n * p_.head_dim,
-                                        accumulators.min.data() + n * p_.head_dim, p_.head_dim,
-                                        max_row + n * p_.maxblocks_strides[2],
-                                        min_row + n * p_.minblocks_strides[2]);
-      if (!done) return StoreBlock(b, j, accumulators);
     }
   }
 
   // The parts of a block are read side by side, so that max and min are loaded and stored once for
   // a token of each. Hardware prefetches a few long streams, but loses track of streams that share
-  // a page: blocks with so little memory are read in one go, and only they need to ask for the one
-  // that is `ahead`.
-  void ReduceTokens(const Bits* keys, int64_t num_tokens, int64_t count, int64_t ahead, Bits* max,
-                    Bits* min) const {
+  // a page: blocks with so little memory are read in one go.
+  void ReduceTokens(const Bits* keys, const Bits* next, int64_t num_tokens, int64_t count,
+                    Bits* max, Bits* min) const {
     constexpr int kParts = 4;
     constexpr int64_t kPageBytes = 4096;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
     if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) {
-      ReduceStrips(keys, stride, num_tokens, count, ahead, max, min);
+      ReduceStrips(keys, next, stride, num_tokens, count, max, min);
       return;
     }
+    // What is read in the first part so many bytes after row t; the other parts are like it.
+    const auto ahead = [&](int64_t t, int64_t bytes) {
+      const int64_t elements = bytes / (kParts * int64_t{sizeof(Bits)});
+      // Over a gap between rows only from row to row.
+      const int64_t column = stride == count ? elements % count : 0;
+      const int64_t row = t + (stride == count ? elements / count : (elements - 1) / count + 1);
+      return (row < part ? keys + row * stride : next + (row - part) * stride) + column;
+    };
     for (int64_t t = 0; t < part; ++t) {
-      MergeTokens<kParts>(keys + t * stride, part * stride, count, max, min);
+      MergeTokens<kParts>(keys + t * stride, ahead(t, kAheadToL1), ahead(t, kAheadToL2),
+                          part * stride, count, max, min);
     }
     for (int64_t t = part * kParts; t < num_tokens; ++t) {
-      MergeTokens<1>(keys + t * stride, stride, count, max, min);
+      const Bits* row = keys + t * stride;
+      MergeTokens<1>(row, row, row, stride, count, max, min);
     }
   }
 
@@ -353,6 +392,7 @@ class MetadataPass {
   }
 
   const QuestPrefillMetadataParams& p_;
+  bool past_caches_;
 };
 
 void Run(const QuestPrefillMetadataParams& p) {

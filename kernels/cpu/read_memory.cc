@@ -10,7 +10,7 @@
 #include <string>
 
 #include "core/arguments.h"
-#include "cpu/cache_line.h"
+#include "cpu/prefetch.h"
 #include "cpu/memory_rows.h"
 #include "cpu/parallel.h"
 #include "select_attn_ops/runtime.h"

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cpu/prefetch.h"
 #include "cpu/row-inl.h"
 #include "hwy/highway.h"
 
@@ -91,10 +92,25 @@ struct ScoredRow {
   float* score;
 };
 
+// Asks for what belongs to the elements that one Load at d reads, in the rows that come later.
+template <typename T>
+HWY_INLINE void PrefetchRows(const ScoredRow<T>& to_l1, const ScoredRow<T>& to_l2, int64_t d) {
+  constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
+  const int64_t step = LoadSize();
+  if (step < kLine && d % kLine != 0) return;
+  for (int64_t line = d; line < d + step; line += kLine) {
+    PrefetchToL1(to_l1.max + line);
+    PrefetchToL1(to_l1.min + line);
+    PrefetchToL2(to_l2.max + line);
+    PrefetchToL2(to_l2.min + line);
+  }
+}
+
 // The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one
 // would wait on its own latency. Unless kCarefully, `probe` becomes NaN where they may be wrong.
 template <class Score, bool kCarefully, typename T>
-HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
+HWY_INLINE VF LaneSums(const ScoredRow<T>& row, const ScoredRow<T>& to_l1,
+                       const ScoredRow<T>& to_l2, int64_t head_dim, VF& probe) {
   const DF df;
   const int64_t step = LoadSize();
   const float* HWY_RESTRICT q = row.q;
@@ -116,6 +132,7 @@ HWY_INLINE VF LaneSums(const ScoredRow<T>& row, int64_t head_dim, VF& probe) {
   VF min_b;
   int64_t d = 0;
   for (; d + step <= head_dim; d += step) {
+    if constexpr (!kCarefully) PrefetchRows(to_l1, to_l2, d);
     RowLoader<T>::Load(max + d, max_a, max_b);
     RowLoader<T>::Load(min + d, min_a, min_b);
     add(q + d, max_a, min_a, sum_a);
@@ -168,24 +185,30 @@ HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
 // Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
 // are.
 template <class Score, bool kCarefully, typename T>
-HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim,
+HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
+                             const ScoredRow<T>* HWY_RESTRICT to_l1,
+                             const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim,
                              float* HWY_RESTRICT scores) {
   const DF df;
   auto probe = hn::Zero(df);
-  const VF sums[kRowsAtOnce] = {LaneSums<Score, kCarefully>(rows[0], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[1], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[2], head_dim, probe),
-                                LaneSums<Score, kCarefully>(rows[3], head_dim, probe)};
+  const VF sums[kRowsAtOnce] = {
+      LaneSums<Score, kCarefully>(rows[0], to_l1[0], to_l2[0], head_dim, probe),
+      LaneSums<Score, kCarefully>(rows[1], to_l1[1], to_l2[1], head_dim, probe),
+      LaneSums<Score, kCarefully>(rows[2], to_l1[2], to_l2[2], head_dim, probe),
+      LaneSums<Score, kCarefully>(rows[3], to_l1[3], to_l2[3], head_dim, probe)};
   StoreSums(sums, scores);
   return hn::AllFalse(df, hn::IsNaN(probe));
 }
 
-// Scores four rows. The score of a row does not depend on those beside it.
+// Scores four rows, and asks for two times four that come later. The score of a row does not depend on those
+// beside it.
 template <class Score, typename T>
-HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows, int64_t head_dim) {
+HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
+                          const ScoredRow<T>* HWY_RESTRICT to_l1,
+                          const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim) {
   float scores[kRowsAtOnce];
-  const bool done = TryScoreRows<Score, false>(rows, head_dim, scores);
-  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, head_dim, scores);
+  const bool done = TryScoreRows<Score, false>(rows, to_l1, to_l2, head_dim, scores);
+  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, to_l1, to_l2, head_dim, scores);
   for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
 }
 

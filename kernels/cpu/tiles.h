@@ -44,19 +44,48 @@ class Tiles {
   // Tiles of request b.
   int64_t count(int64_t b) const { return first_[b + 1] - first_[b]; }
 
-  // Calls fn(b, begin, end) in parallel on tiles that cover the blocks of every request b.
+  // Blocks [begin, end) of request b.
+  struct Tile {
+    int64_t b;
+    int64_t begin;
+    int64_t end;
+  };
+
+  // The tiles that a thread takes, one after the other.
+  class Queue {
+   public:
+    Queue(const Tiles& tiles, RangeQueue& numbers) : tiles_(tiles), numbers_(numbers) {}
+
+    // As RangeQueue::Take.
+    bool Take(Tile& tile) {
+      Range number;
+      if (!numbers_.Take(number)) return false;
+      tile = tiles_.At(number.begin);
+      return true;
+    }
+
+   private:
+    const Tiles& tiles_;
+    RangeQueue& numbers_;
+  };
+
+  // Calls fn(queue) as cpu::ParallelTake does, with a Queue of tiles that cover the blocks of every
+  // request.
   template <typename F>
-  void ParallelForEach(F&& fn) const {
-    ParallelFor(first_.back(), 1, [&](int64_t tile, int64_t end_tile) {
-      for (; tile < end_tile; ++tile) {
-        const int64_t b = std::upper_bound(first_.begin(), first_.end(), tile) - first_.begin() - 1;
-        const int64_t begin = (tile - first_[b]) * tile_;
-        fn(b, begin, std::min(begin + tile_, num_blocks_[b]));
-      }
+  void ParallelTake(F&& fn) const {
+    cpu::ParallelTake(first_.back(), 1, [&](RangeQueue& numbers) {
+      Queue queue(*this, numbers);
+      fn(queue);
     });
   }
 
  private:
+  Tile At(int64_t number) const {
+    const int64_t b = std::upper_bound(first_.begin(), first_.end(), number) - first_.begin() - 1;
+    const int64_t begin = (number - first_[b]) * tile_;
+    return {b, begin, std::min(begin + tile_, num_blocks_[b])};
+  }
+
   int64_t tile_;                     // blocks per tile
   std::vector<int64_t> first_;       // [batch + 1], number of each request's first tile
   std::vector<int64_t> num_blocks_;  // [batch]

@@ -47,6 +47,20 @@ TEST_P(ParallelTest, SeesEveryItemOnce) {
   }
 }
 
+TEST_P(ParallelTest, ThreadsMayTakeARangeBeforeTheyAreThroughWithTheLast) {
+  std::vector<std::atomic<int>> seen(1000);
+  ParallelTake(1000, 7, [&](RangeQueue& queue) {
+    Range range;
+    for (bool more = queue.Take(range); more;) {
+      const Range current = range;
+      more = queue.Take(range);
+      for (int64_t i = current.begin; i < current.end; ++i) ++seen[static_cast<size_t>(i)];
+    }
+    EXPECT_FALSE(queue.Take(range));
+  });
+  for (const std::atomic<int>& times : seen) EXPECT_EQ(times, 1);
+}
+
 TEST_P(ParallelTest, ThrowsWhatTheWorkThrows) {
   std::atomic<int> calls{0};
   const auto work = [&](int64_t begin, int64_t) {
@@ -123,6 +137,15 @@ TEST(NumThreadsTest, RejectsWhatIsNoCount) {
   EXPECT_EQ(NumThreads(), before);
 }
 
+TEST(TilesTest, AreEnoughToShareOutEvenly) {
+  for (const int threads : {1, 3, 64}) {
+    SetNumThreads(threads);
+    for (const int64_t block_bytes : {4096, 1 << 20}) {
+      EXPECT_GE(10000 / BlocksPerTile(10000, block_bytes), 4 * threads);
+    }
+  }
+}
+
 TEST(TilesTest, CoverEveryBlockOfEveryRequestOnce) {
   SetNumThreads(3);
   const std::vector<int64_t> num_blocks = {0, 1, 1000, 0, 0, 17, 64, 65, 0};
@@ -134,9 +157,11 @@ TEST(TilesTest, CoverEveryBlockOfEveryRequestOnce) {
     }
     const Tiles tiles(static_cast<int64_t>(num_blocks.size()), block_bytes,
                       [&](int64_t b) { return num_blocks[static_cast<size_t>(b)]; });
-    tiles.ParallelForEach([&](int64_t b, int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) {
-        ++seen[static_cast<size_t>(b)][static_cast<size_t>(j)];
+    tiles.ParallelTake([&](Tiles::Queue& queue) {
+      for (Tiles::Tile tile; queue.Take(tile);) {
+        for (int64_t j = tile.begin; j < tile.end; ++j) {
+          ++seen[static_cast<size_t>(tile.b)][static_cast<size_t>(j)];
+        }
       }
     });
     for (const auto& request : seen) {

@@ -1,0 +1,33 @@
+// Asking for memory ahead of time. A processor runs ahead of its loads only as far as it has room
+// for the instructions that wait for them: with arithmetic behind every load that is not far enough
+// to keep the memory busy, and hardware that prefetches knows neither block tables nor what is
+// beyond a page.
+
+#ifndef SELECT_ATTN_OPS_CPU_PREFETCH_H_
+#define SELECT_ATTN_OPS_CPU_PREFETCH_H_
+
+#include <cstdint>
+
+namespace select_attn::cpu {
+
+constexpr int64_t kCacheLine = 64;  // bytes that the memory moves at a time
+
+// Bytes that a kernel reads between asking for a cache line and using it. It asks twice: early, for
+// the second-level cache, which takes many requests at once, and again for the first level, whose
+// few line-fill buffers would be taken up for too long if they had to wait for the memory.
+constexpr int64_t kAheadToL1 = int64_t{4} << 10;
+constexpr int64_t kAheadToL2 = int64_t{12} << 10;
+
+// The empty assembly stands for an effect: GCC drops calls of functions that only prefetch.
+inline void PrefetchToL1(const void* address) {
+  __builtin_prefetch(address, 0, 3);
+  asm volatile("");
+}
+inline void PrefetchToL2(const void* address) {
+  __builtin_prefetch(address, 0, 2);
+  asm volatile("");
+}
+
+}  // namespace select_attn::cpu
+
+#endif  // SELECT_ATTN_OPS_CPU_PREFETCH_H_
