@@ -95,7 +95,8 @@ class MetadataStrand {
     constexpr int64_t kItem = sizeof(T);
     constexpr int64_t kFloat = sizeof(float);
     const Step next_row = {0, max[1] * kItem, min[1] * kItem, kFloat};
-    const Step next_head = {request_.query_stride * kFloat, max[2] * kItem, min[2] * kItem, request_.scores_stride * kFloat};
+    const Step next_head = {request_.query_stride * kFloat, max[2] * kItem, min[2] * kItem,
+                            request_.scores_stride * kFloat};
     const bool heads_inside = p_.num_kv_heads > 1 && max[2] <= max[1];
     inner_ = heads_inside ? next_head : next_row;
     outer_ = heads_inside ? next_row : next_head;

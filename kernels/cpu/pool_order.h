@@ -81,8 +81,8 @@ class PoolOrder {
     Range range_ = {0, 0};
   };
 
-  // Calls fn(queue) as cpu::ParallelTake does, with a Queue of the blocks, of `block_bytes` bytes each,
-  // of which a thread takes many at a time, in the order of the pool.
+  // Calls fn(queue) as cpu::ParallelTake does, with a Queue of the blocks, of `block_bytes` bytes
+  // each, of which a thread takes many at a time, in the order of the pool.
   template <typename F>
   void ParallelTake(int64_t block_bytes, F&& fn) const {
     const auto count = static_cast<int64_t>(blocks_.size());

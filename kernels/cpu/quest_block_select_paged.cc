@@ -79,6 +79,7 @@ class Selection {
     }
     const int64_t heads = p_.num_kv_heads;
     const auto select = [&](int64_t begin, int64_t end) {
+      const Lap lap(Phase::kSelection);
       TopK top_k;  // once for all: it keeps its buffers from row to row
       for (int64_t i = begin; i < end; ++i) {
         SelectRow(requests[i / heads] * heads + i % heads, top_k);
@@ -199,9 +200,7 @@ class Selection {
       work_at_ = pipeline_.num_pushed();
     }
 
-    void Finish() {
-      FinishOldTile();
-    }
+    void Finish() { FinishOldTile(); }
 
    private:
     static constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
@@ -219,12 +218,15 @@ class Selection {
           unselected_ = {b * heads, (b + 1) * heads};
         }
       }
-      if (!unselected_.empty()) selection_.SelectRow(unselected_.begin++, top_k_);
+      if (!unselected_.empty()) {
+        const Lap lap(Phase::kSelection, /*off=*/Phase::kScoring);
+        selection_.SelectRow(unselected_.begin++, top_k_);
+      }
       work_at_ = unselected_.empty() ? kNever : pipeline_.num_scored() + kRowsBetween;
     }
 
     void FinishOldTile() {
-      if (pipeline_.num_scored() < work_at_ && work_at_ != kNever) pipeline_.Finish();
+      if (unscored_ >= 0) pipeline_.Finish();
       while (work_at_ != kNever) WorkOnOldTile();
     }
 
@@ -246,7 +248,6 @@ class Selection {
   }
 
   void SelectRow(int64_t row, TopK& top_k) {
-    const Lap lap(Phase::kSelection);
     const int64_t b = row / p_.num_kv_heads;
     const int64_t n = row % p_.num_kv_heads;
     const RankedBlocks& ranked = ranked_[b];

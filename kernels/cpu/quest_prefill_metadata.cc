@@ -13,9 +13,9 @@
 
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
-#include "cpu/prefetch.h"
 #include "cpu/parallel.h"
 #include "cpu/pool_order.h"
+#include "cpu/prefetch.h"
 #include "cpu/tiles.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -392,7 +392,7 @@ class MetadataPass {
   }
 
   const QuestPrefillMetadataParams& p_;
-  bool past_caches_;
+  bool past_caches_ = false;  // whether rows are stored past the caches
 };
 
 void Run(const QuestPrefillMetadataParams& p) {

@@ -10,9 +10,9 @@
 #include <string>
 
 #include "core/arguments.h"
-#include "cpu/prefetch.h"
 #include "cpu/memory_rows.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "select_attn_ops/runtime.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -53,10 +53,12 @@ class RowPipeline {
  private:
   static constexpr uint64_t kCapacity = 64;
 
-  // In whole groups, so that the rows of one lie side by side.
+  // In whole groups, so that the rows of one lie side by side. Twice the most leave room for the
+  // rows that are scored.
   static uint64_t RowsIn(int64_t bytes, int64_t head_dim) {
+    constexpr int64_t kMostGroups = (kCapacity / kRowsAtOnce - 1) / 2;
     const int64_t groups = bytes / (kRowsAtOnce * 2 * head_dim * int64_t{sizeof(T)});
-    return static_cast<uint64_t>(kRowsAtOnce * std::clamp<int64_t>(groups, 1, 6));
+    return static_cast<uint64_t>(kRowsAtOnce * std::clamp<int64_t>(groups, 1, kMostGroups));
   }
 
   ScoredRow<T>* Row(uint64_t number) { return rows_ + number % kCapacity; }
@@ -72,7 +74,7 @@ class RowPipeline {
   const uint64_t to_l2_;
   uint64_t pushed_ = 0;
   uint64_t scored_ = 0;
-  ScoredRow<T> rows_[kCapacity];
+  ScoredRow<T> rows_[kCapacity] = {};
 };
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

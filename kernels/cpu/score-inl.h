@@ -200,8 +200,8 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   return hn::AllFalse(df, hn::IsNaN(probe));
 }
 
-// Scores four rows, and asks for two times four that come later. The score of a row does not depend on those
-// beside it.
+// Scores four rows, and asks for two times four that come later. The score of a row does not depend
+// on those beside it.
 template <class Score, typename T>
 HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
                           const ScoredRow<T>* HWY_RESTRICT to_l1,
