@@ -57,7 +57,7 @@ class RowPipeline {
   // rows that are scored.
   static uint64_t RowsIn(int64_t bytes, int64_t head_dim) {
     constexpr int64_t kMostGroups = (kCapacity / kRowsAtOnce - 1) / 2;
-    const int64_t groups = bytes / (kRowsAtOnce * 2 * head_dim * int64_t{sizeof(T)});
+    const int64_t groups = bytes / (head_dim * 2 * kRowsAtOnce * int64_t{sizeof(T)});
     return static_cast<uint64_t>(kRowsAtOnce * std::clamp<int64_t>(groups, 1, kMostGroups));
   }
 
