@@ -20,12 +20,12 @@ class RangeQueue {
  public:
   RangeQueue(int64_t count, int64_t grain) : count_(count), grain_(grain) {}
 
-  // The next range for the calling thread; false if none is left. A thread may take a range before
-  // it is through with the one before.
+  // The next range for the calling thread; false, and `range` as it was, if none is left. A thread
+  // may take a range before it is through with the one before.
   bool Take(Range& range) {
-    range.begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (range.begin >= count_) return false;
-    range.end = std::min(range.begin + grain_, count_);
+    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+    if (begin >= count_) return false;
+    range = {begin, std::min(begin + grain_, count_)};
     return true;
   }
 
@@ -45,10 +45,10 @@ using ShareFunction = void (*)(void* context, RangeQueue& queue);
 void ParallelTakeRanges(int64_t count, int64_t grain, ShareFunction function, void* context);
 
 // Calls fn(queue) with a RangeQueue on the calling thread and on up to NumThreads() - 1 others, of
-// torch's OpenMP team (cpu/openmp.h) or else of a pool, and returns when all calls have. fn takes
-// ranges until none is left. Which thread gets which range is left to chance, so the result must
-// not depend on it. An exception out of fn ends the work early and is thrown again here. Not to be
-// nested.
+// torch's OpenMP team (cpu/openmp.h) or else of a pool, and returns when all calls have. fn must
+// take ranges until none is left, and may find none at all. Which thread gets which range is left
+// to chance, so the result must not depend on it. An exception out of fn ends the work early and is
+// thrown again here. Not to be nested.
 //
 // May be called from several threads at once, and in a forked child.
 template <typename F>

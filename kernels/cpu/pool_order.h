@@ -34,8 +34,7 @@ class PoolOrder {
   template <typename Range, typename Table>
   PoolOrder(int64_t batch, Range&& range, Table&& table) {
     const Places places = Survey(batch, range, table);
-    jumps_ = places.jumps > places.blocks / 4;
-    if (!jumps_ || !AreWorthSorting(batch, places)) return;
+    if (!AreWorthSorting(batch, places)) return;
     std::vector<int32_t> next(static_cast<size_t>(places.end - places.begin) + 1);
     const auto for_each = [&](auto&& fn) {
       for (int64_t b = 0; b < batch; ++b) {
@@ -55,11 +54,8 @@ class PoolOrder {
     });
   }
 
-  // Whether the tables jump about in the pool.
-  bool jumps() const { return jumps_; }
-
-  // Whether they do, and the order of the pool is likely to be faster. If not, there is nothing to
-  // go through.
+  // Whether the tables jump about in the pool, and its order is likely to be faster. If not, there
+  // is nothing to go through.
   bool pays() const { return !blocks_.empty(); }
 
   // The blocks that a thread takes, one after the other.
@@ -126,11 +122,11 @@ class PoolOrder {
     // Beyond so many places per block, neighbours in the pool are not neighbours in memory either.
     constexpr int64_t kPlacesPerBlock = 4;
     constexpr int64_t kMany = std::numeric_limits<int32_t>::max();
-    return places.blocks >= kFew && std::max(places.blocks, batch) <= kMany &&
+    return places.jumps > places.blocks / 4 && places.blocks >= kFew &&
+           std::max(places.blocks, batch) <= kMany &&
            places.end - places.begin <= kPlacesPerBlock * places.blocks;
   }
 
-  bool jumps_ = false;
   std::vector<Block> blocks_;  // sorted by place
 };
 

@@ -2,17 +2,18 @@
 //
 // Passes over the batch: the mean query of every KV head; the scores of all blocks, in tiles over
 // which the threads share even a single request, or in the order of the pool; the selection of
-// every (request, KV head), for requests with few scores straight after the last of these. This
-// file says what is done in which order; score-inl.h and top_k-inl.h have the arithmetic.
+// every (request, KV head), for requests with few scores while others are still being scored. This
+// file says what is done in which order; metadata_strand-inl.h walks through the metadata,
+// row_pipeline-inl.h asks for it in time, score-inl.h and top_k-inl.h have the arithmetic.
 
 #include "select_attn_ops/quest_block_select_paged.h"
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <new>
-#include <utility>
 #include <vector>
 
 #include "core/block_ranges.h"
@@ -173,7 +174,7 @@ class Selection {
   }
 
   // What one thread does in ScoreInTiles. The memory is kept busy from tile to tile: the last rows
-  // of one are scored, and the request selected that it completes, while the next is under way.
+  // of a tile are scored, and the request selected that it completes, while the next is under way.
   class TileScorer {
    public:
     TileScorer(Selection& selection, std::vector<std::atomic<int64_t>>& tiles_left)
@@ -193,50 +194,71 @@ class Selection {
       while (!second.done()) {
         if (!first.done()) pipeline_.Push(first.Next());
         pipeline_.Push(second.Next());
-        if (HWY_UNLIKELY(pipeline_.num_scored() >= work_at_)) WorkOnOldTile();
+        if (HWY_UNLIKELY(pipeline_.num_scored() >= next_work_)) Work();
       }
-      FinishOldTile();
-      unscored_ = tile.b;
-      work_at_ = pipeline_.num_pushed();
+      pushed_.push_back({tile.b, pipeline_.num_pushed()});
+      PlanWork();
     }
 
-    void Finish() { FinishOldTile(); }
+    void Finish() {
+      pipeline_.Finish();
+      CountScoredTiles();
+      SelectAll();
+    }
 
    private:
+    struct PushedTile {
+      int64_t b;
+      uint64_t end;  // rows that the pipeline had got with its last one
+    };
+
     static constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
-    // Rows that are scored between two selections: the memory has been asked for about as much as
-    // it reads while a KV head is selected.
+    // Rows to score between two selections: about as long as a selection takes the memory works on
+    // with what it has been asked for.
     static constexpr uint64_t kRowsBetween = 8;
 
-    // The first time, all rows of the tile before are scored. If they complete a request, that is
-    // selected, a KV head at a time.
-    void WorkOnOldTile() {
-      const int64_t heads = selection_.p_.num_kv_heads;
-      if (unscored_ >= 0) {
-        const int64_t b = std::exchange(unscored_, -1);
-        if (--tiles_left_[b] == 0 && selection_.SelectsAtOnce(b)) {
-          unselected_ = {b * heads, (b + 1) * heads};
-        }
-      }
-      if (!unselected_.empty()) {
-        const Lap lap(Phase::kSelection, /*off=*/Phase::kScoring);
-        selection_.SelectRow(unselected_.begin++, top_k_);
-      }
-      work_at_ = unselected_.empty() ? kNever : pipeline_.num_scored() + kRowsBetween;
+    void Work() {
+      CountScoredTiles();
+      if (!unselected_.empty()) SelectNext();
+      PlanWork();
     }
 
-    void FinishOldTile() {
-      if (unscored_ >= 0) pipeline_.Finish();
-      while (work_at_ != kNever) WorkOnOldTile();
+    void PlanWork() {
+      if (!unselected_.empty()) {
+        next_work_ = pipeline_.num_scored() + kRowsBetween;
+      } else {
+        next_work_ = pushed_.empty() ? kNever : pushed_.front().end;
+      }
+    }
+
+    // A request whose tiles are all scored, by whichever threads, is there to be selected.
+    void CountScoredTiles() {
+      while (!pushed_.empty() && pushed_.front().end <= pipeline_.num_scored()) {
+        const int64_t b = pushed_.front().b;
+        pushed_.pop_front();
+        if (--tiles_left_[b] > 0 || !selection_.SelectsAtOnce(b)) continue;
+        SelectAll();  // of the request before
+        const int64_t heads = selection_.p_.num_kv_heads;
+        unselected_ = {b * heads, (b + 1) * heads};
+      }
+    }
+
+    void SelectAll() {
+      while (!unselected_.empty()) SelectNext();
+    }
+
+    void SelectNext() {
+      const Lap lap(Phase::kSelection, /*within=*/Phase::kScoring);
+      selection_.SelectRow(unselected_.begin++, top_k_);
     }
 
     Selection& selection_;
     std::vector<std::atomic<int64_t>>& tiles_left_;
     RowPipeline<T> pipeline_;
-    TopK top_k_;                 // once for all: it keeps its buffers from row to row
-    uint64_t work_at_ = kNever;  // rows that are scored when there is something to do
-    int64_t unscored_ = -1;      // the request of the tile before, while its rows are being scored
-    BlockRange unselected_ = {0, 0};  // of (request, KV head)
+    std::deque<PushedTile> pushed_;   // whose last rows are in the pipeline
+    BlockRange unselected_ = {0, 0};  // rows of the result whose scores are complete
+    TopK top_k_;                      // once for all: it keeps its buffers from row to row
+    uint64_t next_work_ = kNever;     // rows that are scored when there is something to do
   };
 
   // Whether a request's scores are so few that they are still in the cache of the thread that

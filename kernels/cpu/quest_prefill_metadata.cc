@@ -81,7 +81,8 @@ HWY_INLINE void PrefetchVector(D d, int64_t i, const hn::TFromD<D>* at, Prefetch
 }
 
 // Merges kTokens rows of `count` keys, each `stride` after the one before, into max and min, which
-// hold ordered integers. to_l1 and to_l2 are rows of as many tokens that come later.
+// hold ordered integers. Asks for the same places of to_l1 and to_l2, which are rows that come
+// later, or the rows themselves where there are none.
 template <int kTokens, typename Bits>
 HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
                             int64_t stride, int64_t count, Bits* HWY_RESTRICT max,
@@ -124,6 +125,7 @@ HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, const Bits* next, in
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t place = t * stride + i;
       const auto merge = [&](int64_t vector, auto& vmax, auto& vmin) HWY_ATTR {
+        // A strip is made of whole lines, so its own offset makes no difference.
         PrefetchVector(d, vector * lanes, next + place + vector * lanes, PrefetchToL2);
         const auto key = Ordered(d, hn::LoadU(d, keys + place + vector * lanes));
         vmax = hn::Max(vmax, key);
@@ -201,7 +203,7 @@ class MetadataPass {
   explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {
     int64_t num_blocks = 0;
     for (int64_t b = 0; b < p.batch; ++b) num_blocks += NumBlocks(b);
-    past_caches_ = num_blocks * block_bytes() >= kBytesOfALargePass;
+    past_caches_ = num_blocks > kBytesOfALargePass / block_bytes();
   }
 
   void Run() const {
@@ -214,8 +216,8 @@ class MetadataPass {
   }
 
  private:
-  // Beyond so much that is read, nobody will find the metadata in a cache: it is stored past them,
-  // which saves to read what it overwrites.
+  // Beyond so much that is read, rows are stored past the caches, which saves to read what they
+  // overwrite: most have left the caches by the end of the call.
   static constexpr int64_t kBytesOfALargePass = int64_t{16} << 20;
 
   struct Accumulators {  // [num_kv_heads, head_dim], ordered integers
@@ -273,7 +275,8 @@ class MetadataPass {
       Tiles::Tile tile = {0, 0, 0};
       UpdateBlocks([&](Block& block) {
         if (tile.begin == tile.end && !queue.Take(tile)) return false;
-        block = {tile.b, BlocksToUpdate(p_, tile.b).begin + tile.begin++};
+        block = {tile.b, BlocksToUpdate(p_, tile.b).begin + tile.begin};
+        ++tile.begin;
         return true;
       });
     });
@@ -294,9 +297,11 @@ class MetadataPass {
   // before the one before it is read, so that its keys can be asked for in time.
   template <typename Take>
   void UpdateBlocks(Take&& take) const {
-    Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
     Block block;
-    for (bool more = take(block); more;) {
+    bool more = take(block);
+    if (!more) return;
+    Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
+    while (more) {
       Block next = block;
       more = take(next);
       ReduceBlock(block, next, accumulators);
@@ -357,13 +362,15 @@ class MetadataPass {
       ReduceStrips(keys, next, stride, num_tokens, count, max, min);
       return;
     }
-    // What is read in the first part so many bytes after row t; the other parts are like it.
+    // What is read in the first part so many bytes after row t, which may be in the first part of
+    // the next block; the other parts are like it. Rows with gaps between them are counted whole.
     const auto ahead = [&](int64_t t, int64_t bytes) {
       const int64_t elements = bytes / (kParts * int64_t{sizeof(Bits)});
-      // Over a gap between rows only from row to row.
-      const int64_t column = stride == count ? elements % count : 0;
-      const int64_t row = t + (stride == count ? elements / count : (elements - 1) / count + 1);
-      return (row < part ? keys + row * stride : next + (row - part) * stride) + column;
+      const bool is_dense = stride == count;
+      const int64_t row = t + (is_dense ? elements / count : (elements - 1) / count + 1);
+      const Bits* from =
+          row < part ? keys + row * stride : next + std::min(row - part, part - 1) * stride;
+      return from + (is_dense ? elements % count : 0);
     };
     for (int64_t t = 0; t < part; ++t) {
       MergeTokens<kParts>(keys + t * stride, ahead(t, kAheadToL1), ahead(t, kAheadToL2),

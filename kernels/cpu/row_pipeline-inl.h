@@ -46,7 +46,8 @@ class RowPipeline {
     }
   }
 
-  // Rows since the beginning: of all that were pushed, so many of the first are scored.
+  // Rows since the beginning, those that Finish filled up with included: of all that were pushed,
+  // so many of the first are scored.
   uint64_t num_pushed() const { return pushed_; }
   uint64_t num_scored() const { return scored_; }
 

@@ -27,11 +27,11 @@ SELECT_ATTN_EXPORT bool StopwatchIsOn();
 SELECT_ATTN_EXPORT int64_t StopwatchTime(Phase phase);
 SELECT_ATTN_EXPORT void AddLap(Phase phase, int64_t nanoseconds);
 
-// Times its own life. Within the lap of another phase, it may be taken off that one.
+// Times its own life. Within the lap of another phase, that is not charged for it.
 class Lap {
  public:
-  explicit Lap(Phase phase, Phase off = Phase::kCount)
-      : phase_(phase), off_(off), on_(StopwatchIsOn()) {
+  explicit Lap(Phase phase, Phase within = Phase::kCount)
+      : phase_(phase), within_(within), on_(StopwatchIsOn()) {
     if (on_) start_ = std::chrono::steady_clock::now();
   }
   ~Lap() {
@@ -39,14 +39,14 @@ class Lap {
     const auto time = std::chrono::steady_clock::now() - start_;
     const int64_t taken = std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
     AddLap(phase_, taken);
-    if (off_ != Phase::kCount) AddLap(off_, -taken);
+    if (within_ != Phase::kCount) AddLap(within_, -taken);
   }
   Lap(const Lap&) = delete;
   Lap& operator=(const Lap&) = delete;
 
  private:
   const Phase phase_;
-  const Phase off_;
+  const Phase within_;
   const bool on_;
   std::chrono::steady_clock::time_point start_;
 };

@@ -11,6 +11,7 @@
 #include <numeric>
 #include <random>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "select_attn_ops/quest_block_select_paged.h"
@@ -211,6 +212,109 @@ TEST_P(OperatorsTest, QuestPrefillMetadata) {
     }
     ASSERT_TRUE(max.HoldsValues(dtype)) << "round " << round;
     ASSERT_TRUE(min.HoldsValues(dtype)) << "round " << round;
+  }
+}
+
+// A call that reads much stores its rows in another way than one that reads little: the bits must
+// be the same, whether the rows are whole cache lines or not. The table names few blocks many
+// times.
+TEST_P(OperatorsTest, LargePassesStoreWhatSmallOnesDo) {
+  const DType dtype = std::get<1>(GetParam());
+  const int64_t item = TypeOf(dtype).bits / 8;
+  const int64_t block_size = 256 / item;
+  constexpr int64_t kPool = 10, kHeads = 2, kRows = 4;
+  const std::vector<int64_t> num_blocks = {300, 201, 222};
+  const int64_t columns = num_blocks[0], metadata_columns = columns / kRows;
+  const auto batch = static_cast<int64_t>(num_blocks.size());
+  SetNumThreads(3);
+  for (const int64_t head_dim : {64, 48}) {
+    for (const int64_t first : {0, 1}) {  // elements before the metadata
+      TestTensor keys(TypeOf(dtype), {kPool, block_size, kHeads, head_dim});
+      for (int64_t i = 0; i < kPool * block_size * kHeads * head_dim; ++i) {
+        keys.Set(i, SmallInteger());
+      }
+      std::vector<int32_t> table;
+      for (int64_t i = 0; i < batch * columns; ++i) {
+        table.push_back(static_cast<int32_t>(Random(0, kPool - 1)));
+      }
+      std::vector<int32_t> lens;
+      for (const int64_t count : num_blocks) {
+        lens.push_back(static_cast<int32_t>(count * block_size - Random(0, block_size - 1)));
+      }
+      TestTensor tables = TestTensor::Int32({batch, columns}, table);
+      TestTensor metadata_tables = TestTensor::Int32(
+          {batch, metadata_columns}, Table(batch * metadata_columns, batch * metadata_columns));
+      TestTensor seq_lens = TestTensor::Int32({batch}, lens);
+
+      // Requests [begin, end), into pools of their own.
+      const auto update = [&](TestTensor& max, TestTensor& min, int64_t begin, int64_t end) {
+        std::vector<DLTensor> views = {tables.View(), seq_lens.View(), metadata_tables.View()};
+        std::vector<std::vector<int64_t>> shapes = {
+            {end - begin, columns}, {end - begin}, {end - begin, metadata_columns}};
+        for (size_t i = 0; i < views.size(); ++i) {
+          views[i].shape = shapes[i].data();
+          views[i].byte_offset = static_cast<uint64_t>(begin * views[i].strides[0] * 4);
+        }
+        std::vector<int64_t> shape = {batch * metadata_columns, kRows, kHeads, head_dim};
+        DLTensor max_view = max.View();
+        DLTensor min_view = min.View();
+        for (DLTensor* view : {&max_view, &min_view}) {
+          view->shape = shape.data();
+          view->byte_offset = static_cast<uint64_t>(first * item);
+        }
+        QuestPrefillMetadata(keys.View(), views[0], views[1], views[2], max_view, min_view);
+      };
+      const std::vector<int64_t> pool = {batch * metadata_columns + 1, kRows, kHeads, head_dim};
+      TestTensor max(TypeOf(dtype), pool, 0xAB), min(TypeOf(dtype), pool, 0xAB);
+      TestTensor max_by_one(TypeOf(dtype), pool, 0xAB), min_by_one(TypeOf(dtype), pool, 0xAB);
+      update(max, min, 0, batch);
+      for (int64_t b = 0; b < batch; ++b) update(max_by_one, min_by_one, b, b + 1);
+      EXPECT_EQ(max.bytes(), max_by_one.bytes()) << head_dim << " from " << first;
+      EXPECT_EQ(min.bytes(), min_by_one.bytes()) << head_dim << " from " << first;
+    }
+  }
+}
+
+// More scores than one thread selects from at once, beside requests with few and with none.
+TEST_P(OperatorsTest, SelectsFromLongRequests) {
+  const DType dtype = std::get<1>(GetParam());
+  constexpr int64_t kHeads = 4, kRows = 64, kDim = 8, kK = 20;
+  const std::vector<int32_t> lens = {4097, 0, 3, 6000, 40};  // blocks of one token
+  const auto batch = static_cast<int64_t>(lens.size());
+  const int64_t columns = (6000 - 1) / kRows + 1;
+  std::vector<int32_t> table(static_cast<size_t>(batch * columns));
+  std::iota(table.begin(), table.end(), 0);
+  Values query(dtype, {batch, kHeads, kDim}, {0, 1, 2}, 0);
+  Values blocks(dtype, {batch * columns, kRows, kHeads, kDim}, {0, 1, 2, 3}, 0);
+  query.Fill([] { return 1.0f; });
+  blocks.Fill([&] { return SmallInteger(); });
+  TestTensor tables = TestTensor::Int32({batch, columns}, table);
+  TestTensor seq_lens = TestTensor::Int32({batch}, lens);
+  QuestBlockSelectPagedOptions options;
+  options.block_size = 1;
+  for (const int64_t threads : {1, 3}) {
+    SetNumThreads(threads);
+    TestTensor out(kInt32, {batch, kHeads, kK}, 0xAB);
+    QuestBlockSelectPaged(query.View(), blocks.View(), blocks.View(), tables.View(),
+                          seq_lens.View(), out.View(), options);
+    for (int64_t row = 0; row < batch * kHeads; ++row) {
+      const int64_t b = row / kHeads;
+      std::vector<std::pair<float, int32_t>> ranked;
+      for (int32_t j = 0; j < lens[static_cast<size_t>(b)]; ++j) {
+        float score = 0.0f;
+        for (int64_t d = 0; d < kDim; ++d) {
+          score += blocks.At({b * columns + j / kRows, j % kRows, row % kHeads, d});
+        }
+        ranked.emplace_back(-score, j);
+      }
+      std::sort(ranked.begin(), ranked.end());
+      for (int64_t i = 0; i < kK; ++i) {
+        const bool exists = i < static_cast<int64_t>(ranked.size());
+        ASSERT_EQ(out.data<int32_t>()[row * kK + i],
+                  exists ? ranked[static_cast<size_t>(i)].second : -1)
+            << "row " << row << ", rank " << i << ", threads " << threads;
+      }
+    }
   }
 }
 
