@@ -238,6 +238,7 @@ TEST_P(OperatorsTest, LargePassesStoreWhatSmallOnesDo) {
         table.push_back(static_cast<int32_t>(Random(0, kPool - 1)));
       }
       std::vector<int32_t> lens;
+      lens.reserve(num_blocks.size());
       for (const int64_t count : num_blocks) {
         lens.push_back(static_cast<int32_t>(count * block_size - Random(0, block_size - 1)));
       }
