@@ -65,6 +65,17 @@ class TestTensor {
   std::vector<int64_t>& strides() { return strides_; }
   const std::vector<uint8_t>& bytes() const { return bytes_; }
 
+  // Element i in memory order.
+  float Get(int64_t i) {
+    if (type_.bits == 32) return data<float>()[i];
+    const uint16_t bits = data<uint16_t>()[i];
+    uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    if (type_.code == kDLFloat) wide = Wide(bits);
+    float value;
+    std::memcpy(&value, &wide, sizeof(value));
+    return value;
+  }
+
   // Element i in memory order; small integers are exact in every dtype.
   void Set(int64_t i, float value) {
     uint32_t bits;
@@ -87,6 +98,16 @@ class TestTensor {
     if (exponent == 0) return static_cast<uint16_t>(sign);
     if (exponent == 0xFF) return static_cast<uint16_t>(sign | 0x7C00u | fraction);
     return static_cast<uint16_t>(sign | (exponent - 112) << 10 | fraction);
+  }
+
+  // The inverse.
+  static uint32_t Wide(uint16_t half) {
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+    const uint32_t exponent = half >> 10 & 0x1Fu;
+    const uint32_t fraction = static_cast<uint32_t>(half & 0x3FFu) << 13;
+    if (exponent == 0) return sign;
+    if (exponent == 0x1F) return sign | 0x7F800000u | fraction;
+    return sign | (exponent + 112) << 23 | fraction;
   }
 
   std::vector<int64_t> shape_;
