@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/read_device_memory.h"
 #include "cpu/read_memory.h"
 #include "cpu/stopwatch.h"
 #include "select_attn_ops/error.h"
@@ -137,6 +138,20 @@ int64_t ExportReadMemory(DLTensor* first, ffi::Optional<DLTensor*> second,
   });
 }
 
+// Up to three tensors again. They and `bits` are on one device.
+void ExportReadDeviceMemory(ffi::Optional<DLTensor*> first, ffi::Optional<DLTensor*> second,
+                            ffi::Optional<DLTensor*> third, DLTensor* bits, int64_t threads,
+                            int64_t loads, int64_t vector_bytes, bool streaming) {
+  MapErrors([&] {
+    std::vector<const DLTensor*> tensors;
+    for (const DLTensor* tensor : {OrNull(first), OrNull(second), OrNull(third)}) {
+      if (tensor != nullptr) tensors.push_back(tensor);
+    }
+    ReadDeviceMemory(tensors, {threads, loads, vector_bytes, streaming}, *bits,
+                     StreamFor(*bits, {}));
+  });
+}
+
 void ExportSetStopwatch(bool on) { SetStopwatch(on); }
 
 // Nanoseconds, by the phase's number in kernels/cpu/stopwatch.h.
@@ -185,6 +200,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(quest_block_select_paged_workspace_size,
                               select_attn::ExportQuestBlockSelectPagedWorkspaceSize);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(selected_block_tables, select_attn::ExportSelectedBlockTables);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_memory, select_attn::ExportReadMemory);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_device_memory, select_attn::ExportReadDeviceMemory);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_stopwatch, select_attn::ExportSetStopwatch);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stopwatch_time, select_attn::ExportStopwatchTime);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(num_threads, select_attn::ExportNumThreads);

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/device.h"
+#include "core/read_device_memory.h"
 #include "select_attn_ops/common.h"
 #include "select_attn_ops/error.h"
 #include "select_attn_ops/quest_block_select_paged.h"
@@ -33,13 +34,14 @@ struct BackendOperator {
 
 struct BackendTable {
   // The boundary has no other guard: raise the version whenever this table or a Params changes.
-  static constexpr int64_t kVersion = 1;
+  static constexpr int64_t kVersion = 2;
 
   int64_t version;
   const char* (*description)();  // what the backend runs on, for people
   BackendOperator<QuestPrefillMetadataParams> quest_prefill_metadata;
   BackendOperator<QuestBlockSelectPagedParams> quest_block_select_paged;
   BackendOperator<SelectedBlockTablesParams> selected_block_tables;
+  BackendOperator<ReadDeviceMemoryParams> read_device_memory;  // a diagnostic
 };
 
 // The symbol of a shared backend, and its type. It returns null, with a reason in *why, where the

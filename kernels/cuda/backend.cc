@@ -62,7 +62,7 @@ select_attn_ops_backend(const char** why) {
   }
   static const BackendTable table = {
       BackendTable::kVersion,        cuda::Description,           cuda::QuestPrefillMetadata(),
-      cuda::QuestBlockSelectPaged(), cuda::SelectedBlockTables(),
+      cuda::QuestBlockSelectPaged(), cuda::SelectedBlockTables(), cuda::ReadDeviceMemory(),
   };
   return &table;
 }

@@ -73,7 +73,7 @@ TEST_F(LoaderTest, RefusesATableOfAnotherVersion) {
   const std::string text = Select(kGpu, 2, 8, 100);
   EXPECT_EQ(text.find("NotImplementedError: quest_block_select_paged is not available on cuda:0"),
             0u);
-  EXPECT_NE(text.find("has version 2 of the backend table, not 1"), std::string::npos);
+  EXPECT_NE(text.find("has version 3 of the backend table, not 2"), std::string::npos);
 }
 
 TEST_F(LoaderTest, KnowsNoOtherDevices) {
