@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,28 @@ Prepare = Callable[[Sequence[Any]], Sequence[Callable[[], object]]]
 PEERS: dict[str, Prepare] = {}
 """Other libraries by name, to be measured beside torch. None yet."""
 
+
+def _flashinfer(problems: Sequence[Any]) -> list[Callable[[], object]]:
+    if not isinstance(problems[0], SelectionProblem):
+        raise UnavailableError("it has nothing like it")
+    try:
+        top_k = importlib.import_module("flashinfer").top_k
+    except Exception as error:  # absent, or without what it compiles with
+        raise UnavailableError(_first_line(error)) from error
+
+    def select(p: SelectionProblem) -> object:
+        return top_k(scores(p).flatten(0, 1).contiguous(), p.k, sorted=True)
+
+    try:
+        select(problems[0])
+    except Exception as error:
+        raise UnavailableError(_first_line(error)) from error
+    return [functools.partial(select, problem) for problem in problems]
+
+
+CUDA_PEERS: dict[str, Prepare] = {"torch and FlashInfer's top-k": _flashinfer}
+"""The same, on CUDA devices only."""
+
 _compiled: dict[type, Callable[[Any], object]] = {}
 
 
@@ -134,14 +157,17 @@ def _compile(problems: Sequence[Any]) -> list[Callable[[], object]]:
     try:
         function(problems[0])
     except Exception as error:  # a compiler that is absent or fails, in any of many ways
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnavailableError(lines[0]) from error
+        raise UnavailableError(_first_line(error)) from error
     return [functools.partial(function, problem) for problem in problems]
 
 
-def alternatives(compiled: bool) -> dict[str, Prepare]:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def alternatives(compiled: bool, device: torch.device) -> dict[str, Prepare]:
     """What to measure beside an operator: torch eager and, if wanted, compiled, and all peers."""
     found: dict[str, Prepare] = {"torch": _eager}
     if compiled:
         found["torch.compile"] = _compile
-    return found | PEERS
+    return found | PEERS | (CUDA_PEERS if device.type == "cuda" else {})

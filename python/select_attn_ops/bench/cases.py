@@ -12,18 +12,25 @@ import torch
 
 from .. import (
     quest_block_select_paged,
+    quest_block_select_paged_workspace_size,
     quest_prefill_metadata,
     selected_block_tables,
 )
 from . import alternatives
-from .ceiling import touched_bytes
+from .spans import touched_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_SETS = 1024
+# A last cache that is larger, beside sets that are as small.
+MAX_SETS_CUDA = 4096
 
 SELECT = "quest_block_select_paged"
 PREFILL = "quest_prefill_metadata"
 TABLES = "selected_block_tables"
+
+
+# By no operator, out of normal numbers.
+_NEVER_WRITTEN = 30000.0
 
 
 class WrongResultError(AssertionError):
@@ -52,6 +59,10 @@ class Shape:
     tokens_since_metadata_update: int = -1
     places_per_block: int = 1
     """Blocks that the pools have for each that is in use."""
+    updated_blocks: int = 0
+    """KV blocks at the end of each request whose metadata is written; 0 for all."""
+    table_blocks: int = 0
+    """KV blocks that tables have room for, if those of the longest request are fewer."""
 
     def __post_init__(self) -> None:
         assert all(length % self.tokens_per_metadata_block == 0 for length in self.seq_lens)
@@ -99,6 +110,10 @@ class Shape:
             parts.append(self.layout)
         if self.places_per_block != 1:
             parts.append(f"pool={self.places_per_block}x")
+        if self.updated_blocks:
+            parts.append(f"updated={self.updated_blocks}")
+        if self.table_blocks:
+            parts.append(f"width={self.table_blocks}")
         return " ".join(parts)
 
 
@@ -121,6 +136,8 @@ class Spec:
     simd_target: str | None = None
     compiled: bool = False
     """Whether torch.compile, which takes seconds, takes part."""
+    warm: bool = False
+    """Whether all calls have the same inputs, which caches may hold, and none are rotated."""
     label: str = ""
     """What the case answers."""
 
@@ -130,6 +147,8 @@ class Spec:
         parts = [f"{self.label}:", self.shape.operator, str(self.shape), self.dtype]
         if self.threads is not None:
             parts.append(f"threads={self.threads}")
+        if self.warm:
+            parts.append("warm")
         return " ".join([*parts, self.simd_target or ""]).strip()
 
 
@@ -190,21 +209,29 @@ def _tables(
     generator: torch.Generator,
     device: torch.device,
     places_per_block: int = 1,
+    before: Sequence[int] | None = None,
+    width: int = 0,
 ) -> torch.Tensor:
-    """Tables that give every request `counts` blocks of a pool, shuffled; 0 behind them."""
+    """Tables that give every request `counts` blocks of a pool, shuffled; 0 around them.
+
+    There are `before` entries before them, and `width` in all or as many as needed.
+    """
+    before = before or [0] * len(counts)
+    ends = [first + count for first, count in zip(before, counts, strict=True)]
     order = torch.randperm(sum(counts), generator=generator).int() * places_per_block
-    tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
+    tables = torch.zeros(len(counts), max(width, *ends), dtype=torch.int32)
     start = 0
-    for row, count in zip(tables, counts, strict=True):
-        row[:count] = order[start : start + count]
-        start += count
+    for row, first, end in zip(tables, before, ends, strict=True):
+        row[first:end] = order[start : start + end - first]
+        start += end - first
     return tables.to(device)
 
 
-def _set_count(bytes_per_set: int, rotated_bytes: int) -> int:
+def _set_count(bytes_per_set: int, rotated_bytes: int, device: torch.device) -> int:
     if bytes_per_set > 4 * rotated_bytes:  # no cache holds much of it from one turn to the next
         return 1
-    return max(2, min(MAX_SETS, -(-rotated_bytes // bytes_per_set)))
+    most = MAX_SETS_CUDA if device.type == "cuda" else MAX_SETS
+    return max(2, min(most, -(-rotated_bytes // bytes_per_set)))
 
 
 def _numbers(counts: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,14 +254,15 @@ def _case(
     bytes_per_call: int,
     problems: Sequence[Any],
     check: Callable[[], None],
+    device: torch.device,
 ) -> Case:
     def prepared(compiled: bool) -> dict[str, Callable[[], Sequence[Callable[[], object]]]]:
-        ways = alternatives.alternatives(compiled)
+        ways = alternatives.alternatives(compiled, device)
         return {name: functools.partial(prepare, problems) for name, prepare in ways.items()}
 
     return Case(
         operator=spec.shape.operator,
-        shape=str(spec.shape),
+        shape=str(spec.shape) + " warm" * spec.warm,
         dtype="int32" if spec.shape.operator == TABLES else spec.dtype,
         calls=calls,
         touched=touched,
@@ -250,7 +278,7 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     rows = s.rows_per_metadata_block
     blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
-    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes)
+    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes, device)
     places = s.places_per_block
     maxima = _pool(sets * sum(blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(blocks) * places, rows, s, dtype, device, shift=-4)
@@ -272,10 +300,17 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
         ends = torch.tensor(s.num_blocks, device=device)[:, None]
         forced = (numbers == 0) | (numbers >= ends - window)
     calls, touched, problems = [], [], []
+    workspace: torch.Tensor | None = None
     for part_max, part_min in zip(maxima.chunk(sets), minima.chunk(sets), strict=True):
         query = _noise((s.batch, s.num_heads, s.head_dim), dtype, device)
-        tables = _tables(blocks, generator, device, places)
-        arguments = (query, part_max, part_min, tables, seq_lens)
+        wide = _tables(blocks, generator, device, places, width=-(-s.table_blocks // rows))
+        tables = wide[:, : max(blocks)]
+        arguments = (query, part_max, part_min, wide, seq_lens)
+        if workspace is None:
+            size = quest_block_select_paged_workspace_size(*arguments, out, block_size=s.block_size)
+            workspace = torch.zeros(size, dtype=torch.uint8, device=device)
+        if len(workspace):
+            options["workspace"] = workspace
         calls.append(functools.partial(quest_block_select_paged, *arguments, **options))
         touched.append((part_max[::places], part_min[::places]))
         per_row = None
@@ -310,32 +345,43 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
             raise WrongResultError("a block is selected twice")
 
     bytes_per_call = 2 * scored * row_bytes + problems[0].query.nbytes + out.nbytes
-    return _case(spec, calls, touched, bytes_per_call, problems, check)
+    return _case(spec, calls, touched, bytes_per_call, problems, check, device)
 
 
 def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     s, dtype = spec.shape, DTYPES[spec.dtype]
     rows = s.rows_per_metadata_block
-    kv_blocks = sum(s.num_blocks)
+    updated = [s.updated_blocks or count for count in s.num_blocks]
+    right = [count - new for count, new in zip(s.num_blocks, updated, strict=True)]
+    kv_blocks = sum(updated)
     metadata_blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
-    sets = _set_count(kv_blocks * (s.block_size + 2) * row_bytes, rotated_bytes)
+    sets = _set_count(kv_blocks * (s.block_size + 2) * row_bytes, rotated_bytes, device)
     places = s.places_per_block
     keys = _pool(sets * kv_blocks * places, s.block_size, s, dtype, device)
     maxima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
     generator = torch.Generator().manual_seed(1)
     seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
-    request, number = _numbers(s.num_blocks, device)
-    calls, touched, problems = [], [], []
+    request, number = _numbers(updated, device)
+    number += torch.tensor(right, device=device)[request]
+    options: dict[str, Any] = {}
+    if s.updated_blocks:
+        tokens = [count * s.block_size for count in right]
+        options["metadata_seq_lens"] = torch.tensor(tokens, dtype=torch.int32, device=device)
+    calls, problems = [], []
+    touched: list[tuple[torch.Tensor, ...]] = []
     for part, part_max, part_min in zip(
         keys.chunk(sets), maxima.chunk(sets), minima.chunk(sets), strict=True
     ):
-        tables = _tables(s.num_blocks, generator, device, places)
-        metadata_tables = _tables(metadata_blocks, generator, device, places)
+        tables = _tables(updated, generator, device, places, right, s.table_blocks)
+        width = -(-s.table_blocks // rows)
+        metadata_tables = _tables(metadata_blocks, generator, device, places, width=width)
         arguments = (part, tables, seq_lens, metadata_tables, part_max, part_min)
-        calls.append(functools.partial(quest_prefill_metadata, *arguments))
+        calls.append(functools.partial(quest_prefill_metadata, *arguments, **options))
         touched.append((part[::places], part_max[::places], part_min[::places]))
+        if s.updated_blocks:  # the few rows that are written count, but are not read
+            touched[-1] = touched[-1][:1]
         problems.append(
             alternatives.MetadataProblem(
                 part,
@@ -347,17 +393,19 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
             )
         )
 
-    pools = touched[0][1:]
+    pools = (problems[0].maxblocks[::places], problems[0].minblocks[::places])
 
     @functools.cache
     def expected() -> list[torch.Tensor]:
+        for pool in pools:
+            pool.fill_(_NEVER_WRITTEN)
         alternatives.prefill_metadata(problems[0])
         return [pool.clone() for pool in pools]
 
     def check() -> None:
         references = expected()
         for pool in pools:
-            pool.fill_(float("nan"))
+            pool.fill_(_NEVER_WRITTEN)
         calls[0]()
         for name, pool, reference in zip(
             ("maxblocks", "minblocks"), pools, references, strict=True
@@ -366,7 +414,9 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
                 raise WrongResultError(f"{name} are not what the reference writes")
 
     work = sum(map(touched_bytes, touched[0]))
-    return _case(spec, calls, touched, work, problems, check)
+    if s.updated_blocks:
+        work += 2 * kv_blocks * row_bytes
+    return _case(spec, calls, touched, work, problems, check, device)
 
 
 def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
@@ -375,7 +425,7 @@ def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     width = max(s.num_blocks)
     seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
     size = (s.batch, s.num_kv_heads, s.k)
-    sets = _set_count(4 * (2 * math.prod(size) + s.batch * width), rotated_bytes)
+    sets = _set_count(4 * (2 * math.prod(size) + s.batch * width), rotated_bytes, device)
     tables_out = torch.empty(size, dtype=torch.int32, device=device)
     lens_out = torch.empty(size[:2], dtype=torch.int32, device=device)
     outputs: dict[str, Any] = {"out": tables_out, "lens_out": lens_out}
@@ -384,10 +434,11 @@ def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
         first = torch.randint(width, (*size[:2], 1), generator=generator)
         steps = torch.randperm(width, generator=generator)[: s.k]
         chosen = ((first + steps) % width).int().to(device)
-        tables = _tables(s.num_blocks, generator, device)
+        wide = _tables(s.num_blocks, generator, device, width=s.table_blocks)
+        tables = wide[:, :width]
         calls.append(
             functools.partial(
-                selected_block_tables, chosen, tables, seq_lens, block_size=s.block_size, **outputs
+                selected_block_tables, chosen, wide, seq_lens, block_size=s.block_size, **outputs
             )
         )
         touched.append((chosen, tables, tables_out))
@@ -403,4 +454,4 @@ def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
                 raise WrongResultError(f"{name} are not the reference's")
 
     work = sum(map(touched_bytes, touched[0]))
-    return _case(spec, calls, touched, work, problems, check)
+    return _case(spec, calls, touched, work, problems, check, device)

@@ -7,16 +7,20 @@ which is best differs between machines, between one thread and many, and with ga
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .. import runtime
 from .._library import LIB
+from . import device_ceiling
 from .measuring import Clock, Contender, Turns
+from .spans import is_dense, span
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -48,37 +52,6 @@ class Way:
         if self.with_gaps:
             parts.append("gaps too")
         return ", ".join(parts)
-
-
-def span(tensor: torch.Tensor) -> torch.Tensor:
-    """Everything from a tensor's first element to its last, gaps included, as one dimension."""
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((last + 1,), (1,))
-
-
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no gaps, in whatever order its dimensions are."""
-    return span(tensor).numel() == tensor.numel()
-
-
-def touched_bytes(tensor: torch.Tensor, line: int = 64) -> int:
-    """Bytes of the cache lines that a tensor with contiguous rows lies on."""
-    item = tensor.element_size()
-    if is_dense(tensor):
-        return tensor.numel() * item
-    order = sorted(
-        (s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1
-    )  # smallest stride first
-    row = 1
-    while order and order[0][0] == row:
-        row *= order.pop(0)[1]
-    starts = torch.tensor([tensor.data_ptr() % line])
-    for stride, count in order:
-        starts = (starts[None] + torch.arange(count)[:, None] * stride * item).flatten()
-    first = starts // line
-    last = (starts + row * item - 1) // line
-    shared = (first[1:] == last[:-1]).sum()  # with the row before
-    return int(((last - first + 1).sum() - shared) * line)
 
 
 def ways_to_read(tensors: Sequence[torch.Tensor]) -> list[Way]:
@@ -123,41 +96,53 @@ class Ceiling:
     """Finds the best ways to read, and remembers which are worth a try the next time."""
 
     def __init__(self, clock: Clock) -> None:
-        if clock.device.type != "cpu":
+        self._ways: Callable[[Sequence[torch.Tensor]], Sequence[Any]]
+        self._reader: Callable[[Sequence[Sequence[torch.Tensor]], Any], Contender]
+        if clock.device.type == "cpu":
+            self._ways, self._reader = ways_to_read, reader
+            self._calibration_bytes = _CALIBRATION_BYTES
+        elif clock.device.type == "cuda":
+            self._ways = lambda tensors: device_ceiling.device_ways()
+            self._reader = functools.partial(device_ceiling.device_reader, clock)
+            self._calibration_bytes = 1 << 62
+        else:
             raise NotImplementedError(f"no read ceiling for {clock.device} in this version")
         self._clock = clock
-        self._known: dict[object, list[Way]] = {}
+        self._known: dict[object, Sequence[Any]] = {}
 
     def forget(self) -> None:
         """Try every way again the next time."""
         self._known.clear()
 
-    def best(self, sets: Sequence[Sequence[torch.Tensor]]) -> list[tuple[Way, Contender]]:
+    def best(self, sets: Sequence[Sequence[torch.Tensor]]) -> list[tuple[Any, Contender]]:
         """Find the best three ways to read these sets of tensors with the threads now set."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in sets[0])
-        share = min(_CALIBRATION_BYTES / size, 1)
+        share = min(self._calibration_bytes / size, 1)
         parts = [[_first(tensor, share) for tensor in tensors] for tensors in sets]
         # Where nothing is between the rows, their length makes no difference.
         kinds = tuple(is_dense(tensor) or tensor.shape[1:] for tensor in sets[0])
-        key = (runtime.get_num_threads(), kinds, min(size, _CALIBRATION_BYTES).bit_length())
-        ways = self._known.get(key) or ways_to_read(sets[0])
+        key = (
+            *(runtime.get_num_threads(), kinds, len(sets) > 1),
+            min(size, self._calibration_bytes).bit_length(),
+        )
+        ways = self._known.get(key) or self._ways(sets[0])
         turns = Turns(len(sets))
         for repeats, keep in _ROUNDS:
             ways = self._best_of(ways, parts, turns, repeats, keep)
             self._known.setdefault(key, ways)
-        return [(way, reader(sets, way)) for way in ways]
+        return [(way, self._reader(sets, way)) for way in ways]
 
     def _best_of(
         self,
-        ways: Sequence[Way],
+        ways: Sequence[Any],
         sets: Sequence[Sequence[torch.Tensor]],
         turns: Turns,
         repeats: int,
         keep: int,
-    ) -> list[Way]:
+    ) -> Sequence[Any]:
         if len(ways) <= keep:
             return list(ways)
-        contenders = [reader(sets, way) for way in ways]
+        contenders = [self._reader(sets, way) for way in ways]
         taken: list[list[float]] = [[] for _ in ways]
         for _ in range(repeats):
             for contender, seconds in zip(contenders, taken, strict=True):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +16,12 @@ import torch
 from .. import runtime
 from . import report
 from .cases import DTYPES, Spec, WrongResultError
-from .comparisons import COMPARISONS, Finding
+from .comparisons import COMPARISONS, Finding, beside_alternatives
 from .measuring import QUICK, THOROUGH
 from .plot import pyplot, write_plot
 from .profile import profile
 from .runner import Result, Runner
-from .suites import SUITES, quick
+from .suites import SUITES, on_cuda, quick
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -35,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         "what torch does in its place.",
     )
     parser.add_argument("--device", default="cpu", help="where the operators run (default: cpu)")
-    parser.add_argument("--suite", nargs="+", choices=[*SUITES], help="default: all of them")
+    parser.add_argument(
+        "--suite", nargs="+", choices=[*SUITES], help="default: all; of gpu's only on a GPU"
+    )
     parser.add_argument(
         "--filter", type=_pattern, metavar="REGEX", help="only cases whose name has it"
     )
@@ -48,15 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile", action="store_true", help="only say where the time of a call goes"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="only check the results, and measure nothing"
+    )
+    parser.add_argument(
+        "--limit-seconds", type=float, metavar="N", help="begin no case after so many seconds"
+    )
     parser.add_argument("--list", action="store_true", help="print names and measure nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the suite context")
     return parser
 
 
+def _suites(options: argparse.Namespace) -> list[str]:
+    on_cpu = torch.device(options.device).type == "cpu"
+    return list(options.suite or (name for name in SUITES if name != "gpu" or not on_cpu))
+
+
 def _specs(options: argparse.Namespace) -> list[Spec]:
-    names = list(options.suite or SUITES)
-    specs = [spec for name in names for spec in SUITES[name]()]
+    specs = [spec for name in _suites(options) for spec in SUITES[name]()]
+    if torch.device(options.device).type == "cuda":
+        specs = on_cuda(specs)
     if options.quick:
         specs = quick(specs)
     if options.dtype:
@@ -71,7 +88,7 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
 
 
 def _comparisons(options: argparse.Namespace) -> list[str]:
-    if "speed" not in (options.suite or SUITES):
+    if "speed" not in _suites(options) or torch.device(options.device).type != "cpu":
         return []
     return [name for name in COMPARISONS if not options.filter or options.filter.search(name)]
 
@@ -82,9 +99,22 @@ def _check_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"torch does not know the device {name}") from error
-    if device.type != "cpu":
-        raise ValueError(f"this version has operators for the CPU only, not for {device}")
+    if device.type == "cuda":
+        (backend,) = (each for each in runtime.backends() if each.name == "cuda")
+        if not backend.available:
+            raise ValueError(f"there is no usable cuda backend: {backend.description}")
+        if not torch.cuda.is_available():
+            raise ValueError(f"this torch, {torch.__version__}, finds no CUDA device")
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ValueError(f"the benchmark is for cpu and cuda, not for {device}")
     return device
+
+
+def _refuse_on_device(options: argparse.Namespace) -> None:
+    for name in ("threads", "simd_target", "profile"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} goes with --device cpu only")
 
 
 def _refuse_beside_profile(options: argparse.Namespace) -> None:
@@ -94,10 +124,25 @@ def _refuse_beside_profile(options: argparse.Namespace) -> None:
             raise ValueError(f"--profile goes with --device and --quick only, got {option}")
 
 
+def _check(runner: Runner, specs: Sequence[Spec]) -> int:
+    """Compare the operators' results with their references'; returns the exit status."""
+    status = 0
+    for spec in specs:
+        outcome = "right"
+        try:
+            runner.build(spec).check()
+        except WrongResultError as error:
+            outcome, status = f"WRONG RESULT: {error}", 1
+        print(f"{spec.name}: {outcome}", flush=True)
+    return status
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _parser().parse_args(arguments)
     device = _check_device(options.device)
+    if device.type != "cpu":
+        _refuse_on_device(options)
     specs, comparisons = _specs(options), _comparisons(options)
     if options.profile:
         _refuse_beside_profile(options)
@@ -113,19 +158,32 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(spec.label == "context" for spec in specs):
             raise ValueError("--plot draws the cases of the suite context, and none is left")
 
+    if options.check:
+        return _check(Runner(device, QUICK if options.quick else THOROUGH), specs)
+
+    deadline = time.monotonic() + (options.limit_seconds or math.inf)
     runner = Runner(device, QUICK if options.quick else THOROUGH)
-    header = report.header(device, runner.read_rates())
+    header = report.header(device, runner.read_rates(), runner.empty_kernels())
     print(report.header_text(header), flush=True)
     if runner.effort.small:
         print("quick: data that fits into the caches, and too few rounds: no figures to quote")
     results: list[tuple[Spec, Result]] = []
     findings: list[Finding] = []
     status = 0
-    for spec in specs:
+    for number, spec in enumerate(specs):
+        if time.monotonic() > deadline:
+            print(f"{len(specs) - number} of {len(specs)} cases are left out, for lack of time")
+            break
         try:
             result = runner.run(spec)
         except WrongResultError as error:
             print(f"{spec.name}: WRONG RESULT: {error}", flush=True)
+            status = 1
+            continue
+        except RuntimeError as error:  # a device has more ways to fail than a processor
+            if device.type == "cpu":
+                raise
+            print(f"{spec.name}: FAILED: {error}", flush=True)
             status = 1
             continue
         print(report.case_text(result), flush=True)
@@ -135,6 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         findings += COMPARISONS[name](runner)
 
     only_results = [result for _, result in results]
+    if device.type != "cpu":
+        findings += beside_alternatives(only_results)
     table = report.table_text(only_results, findings)
     if table:
         print(table)

@@ -8,15 +8,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from .. import runtime
 from .cases import SELECT, Shape, Spec, build
-from .measuring import Contender, Turns, interleave
-from .runner import Runner, by_turn
+from .measuring import Contender, Turns, by_turn, interleave
+from .runner import Result, Runner
 from .stopwatch import Laps
 
 _K = 1 << 10
@@ -138,6 +138,28 @@ def _between_torch_here(batch: int, rounds: int) -> float:
             between.append(seconds())
         ratios.append(statistics.median(between) / statistics.median(alone))
     return statistics.median(ratios)
+
+
+def beside_alternatives(results: Sequence[Result]) -> list[Finding]:
+    """The time of an operator over that of the fastest alternative, where it is worst."""
+    ratios = []
+    missing: dict[str, int] = {}
+    for result in results:
+        for name in result.skipped:
+            missing[name] = missing.get(name, 0) + 1
+        best = result.best_alternative
+        if best is not None:
+            ratio = result.seconds.median / result.alternatives[best]
+            what = f"{best}; {result.operator}, {result.dtype}, {result.shape}"
+            ratios.append((ratio, what))
+    if not ratios:
+        return []
+    slower = sum(ratio > 1 for ratio, _ in ratios)
+    ratio, what = max(ratios)
+    notes = [f"slower in {slower} of {len(ratios)} cases", f"here beside {what}"]
+    notes += [f"no {name} in {count} cases" for name, count in missing.items()]
+    text = "time over that of the fastest alternative, where it is worst"
+    return [Finding("gpu 7", text, ratio, 1.0, note="; ".join(notes))]
 
 
 def _repeats(runner: Runner, usual: int) -> int:

@@ -49,11 +49,18 @@ class Contender:
     call: Call
     simd_target: str | None = None
     """What the library's kernels, and its reader, are compiled for; None is the best."""
+    repeats: int = 1
+    """How often `call` does what is measured."""
 
     def seconds(self, clock: Clock, turn: int) -> float:
-        """Time one call."""
+        """Time what is measured, once."""
         runtime.set_simd_target(self.simd_target)
-        return clock.seconds(functools.partial(self.call, turn))
+        return clock.seconds(functools.partial(self.call, turn)) / self.repeats
+
+
+def by_turn(calls: Sequence[Callable[[], object]]) -> Call:
+    """One call out of those for each set; there may be more turns than sets."""
+    return lambda turn: calls[turn % len(calls)]()
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,12 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def contender(
+        self, calls: Sequence[Callable[[], object]], simd_target: str | None = None
+    ) -> Contender:
+        """What takes part for these calls, one for each set of inputs."""
+        return Contender(by_turn(calls), simd_target)
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Time one call: on the CPU by the clock, on a device between two events."""
@@ -155,10 +168,10 @@ def interleave(
         shuffle(order)
         for which in order:
             seconds[which].append(contenders[which].seconds(clock, turns.next()))
-            spent += seconds[which][-1]
+            spent += seconds[which][-1] * contenders[which].repeats
         if rare and number % rare_every == 0 and number < effort.least_rounds:
             for contender, taken in zip(rare, rare_seconds, strict=True):
-                if taken and taken[0] > _LONG_SECONDS:
+                if taken and taken[0] * contender.repeats > _LONG_SECONDS:
                     continue
                 taken.append(contender.seconds(clock, turns.next()))
             clock.settle()
@@ -166,8 +179,10 @@ def interleave(
     return seconds, rare_seconds
 
 
-def last_cache_bytes() -> int:
-    """Size of the processor's last cache; 32 MiB where the system does not tell."""
+def last_cache_bytes(device: torch.device | None = None) -> int:
+    """Size of the last cache, the processor's by default; 32 MiB where the system does not tell."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         match = re.fullmatch(r"(\d+)([KM]?)\s*", path.read_text())

@@ -48,25 +48,47 @@ def commit() -> str | None:
     return None
 
 
-def header(device: torch.device, ceilings: Mapping[int, float]) -> dict[str, Any]:
-    """What the figures of a run depend on; ceilings in bytes per second, by threads."""
-    return {
+def header(
+    device: torch.device,
+    ceilings: Mapping[int, float],
+    empty_kernels: Mapping[int, float] | None = None,
+) -> dict[str, Any]:
+    """What the figures of a run depend on.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the operators ran.
+    ceilings : mapping of int to float
+        Bytes per second, by threads.
+    empty_kernels : mapping of int to float, optional
+        Of a device: seconds of a kernel that does nothing, by thread blocks.
+    """
+    fields: dict[str, Any] = {
         "device": device_text(device),
         "threads": max(ceilings),
         "ceilings_gb_per_s": {str(count): rate / 1e9 for count, rate in ceilings.items()},
         "simd_target": runtime.simd_target(),
         "simd_targets": runtime.simd_targets(),
-        "last_cache_bytes": last_cache_bytes(),
+        "last_cache_bytes": last_cache_bytes(device),
         "select_attn_ops": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": commit(),
     }
+    if device.type != "cpu":
+        fields["empty_kernel_us"] = {
+            str(blocks): seconds * 1e6 for blocks, seconds in (empty_kernels or {}).items()
+        }
+        fields["backends"] = [f"{each.name}: {each.description}" for each in runtime.backends()]
+    return fields
 
 
 def header_text(header: dict[str, Any]) -> str:
     """The header as two lines."""
+    if "empty_kernel_us" in header:
+        return _device_header_text(header)
     ceilings = " | ".join(
         f"{float(rate):.2f} GB/s with {threads} thread" + "s" * (threads != "1")
         for threads, rate in header["ceilings_gb_per_s"].items()
@@ -80,19 +102,35 @@ def header_text(header: dict[str, Any]) -> str:
     )
 
 
+def _device_header_text(header: dict[str, Any]) -> str:
+    (ceiling,) = header["ceilings_gb_per_s"].values()
+    empty = " and ".join(
+        f"{time:.2f} us with {blocks} thread block" + "s" * (blocks != "1")
+        for blocks, time in header["empty_kernel_us"].items()
+    )
+    return (
+        f"{header['device']} | last cache {header['last_cache_bytes'] / _MIB:.0f} MiB | "
+        f"select-attn-ops {header['select_attn_ops']} | torch {header['torch']} | Python "
+        f"{header['python']} | commit {header['commit'] or 'unknown'}\n"
+        f"read ceiling {ceiling:.1f} GB/s; each case has its own, measured beside it | times are "
+        f"of a graph's node; an empty kernel takes {empty}"
+    )
+
+
 def time_text(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
 
 
 def case_text(result: Result) -> str:
     """The line of a case."""
-    threads = f"{result.threads} thread" + "s" * (result.threads != 1)
-    if result.simd_target != runtime.simd_target():
-        threads += f", {result.simd_target}"
+    what = f"{result.shape}, {result.dtype}"
+    if result.device_type == "cpu":
+        what += f", {result.threads} thread" + "s" * (result.threads != 1)
+        if result.simd_target != runtime.simd_target():
+            what += f", {result.simd_target}"
     label = f"{result.label}: " if result.label else ""
     parts = [
-        f"{label}{result.operator} ({result.shape}, {result.dtype}, {threads}): "
-        f"{time_text(result.seconds.median)}",
+        f"{label}{result.operator} ({what}): {time_text(result.seconds.median)}",
         f"{result.rate / 1e9:.2f} GB/s",
         f"{result.share.median:.3f} [{result.share.low:.3f}, {result.share.high:.3f}] of the "
         f"ceiling {result.ceiling_rate / 1e9:.2f} ({result.ceiling_way})",
@@ -114,7 +152,11 @@ SHARES = {
     "line 4": 0.90,
     "line 5": 0.85,
     "line 10": 0.90,
+    "gpu 1": 0.90,
+    "gpu 2": 0.92,
 }
+# What a call should take at most, in microseconds.
+TIMES = {"gpu 3": 8.0, "gpu 4": 6.0, "gpu 5": 16.0, "gpu 6": 6.0}
 
 
 def _row(label: str, what: str, value: str, limit: str, met: bool | None) -> str:
@@ -126,12 +168,23 @@ def table_text(results: Sequence[Result], findings: Sequence[Finding]) -> str:
     """The table of speed: the figures that have a target, beside it."""
     rows = []
     for result in results:
-        target = SHARES.get(result.label)
-        if target is None:
+        what = f"{result.operator}, {result.dtype}, "
+        if result.device_type == "cpu":
+            what += f"threads: {result.threads}, "
+        what += result.shape
+        met: bool | None
+        if result.label in SHARES:
+            target, share = SHARES[result.label], result.share.median
+            value, limit, met = f"{share:.3f}", f">= {target:.2f}", share >= target
+        elif result.label in TIMES:
+            target, time = TIMES[result.label], result.seconds.median * 1e6
+            value, limit, met = f"{time:.3f} us", f"<= {target:.2f} us", time <= target
+        else:
             continue
-        what = f"{result.operator}, {result.dtype}, threads: {result.threads}, {result.shape}"
-        share = result.share.median
-        row = _row(result.label, what, f"{share:.3f}", f">= {target:.2f}", share >= target)
+        # What a GPU should do says nothing about a processor.
+        if result.label.startswith("gpu") and result.device_type == "cpu":
+            met = None
+        row = _row(result.label, what, value, limit, met)
         rows.append((int(result.label.split()[1]), row))
     for finding in findings:
         limit = f"<= {finding.limit:.2f} {finding.unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,16 @@ from .. import runtime
 from .alternatives import UnavailableError
 from .cases import Case, Spec, build
 from .ceiling import Ceiling
-from .measuring import Call, Clock, Contender, Effort, Spread, Turns, interleave, last_cache_bytes
+from .device_ceiling import empty_kernel, processors
+from .graphs import CaptureError, GraphClock, clock_for
+from .measuring import (
+    Contender,
+    Effort,
+    Spread,
+    Turns,
+    interleave,
+    last_cache_bytes,
+)
 
 # A share of the ceiling beyond this is no speed, but a ceiling that is too low.
 CREDIBLE_SHARE = 1.02
@@ -24,6 +33,7 @@ _ATTEMPTS = 3
 class Result:
     """What a case measured. Times are in seconds, rates in bytes per second."""
 
+    device_type: str
     label: str
     operator: str
     shape: str
@@ -71,21 +81,22 @@ class Runner:
         self.threads = runtime.get_num_threads()
         """What "all" means."""
         self.simd_target = runtime.simd_target()
-        self.clock = Clock(device)
+        self.clock = clock_for(device)
         self.ceiling = Ceiling(self.clock)
         self._built: tuple[object, Case] | None = None
 
     @property
     def rotated_bytes(self) -> int:
         """Bytes of inputs that do not stay in the last cache from one turn to the next."""
-        return int(self.effort.caches * last_cache_bytes())
+        return int(self.effort.caches * last_cache_bytes(self.device))
 
     def build(self, spec: Spec) -> Case:
         """Make the data of a case, or take that of the case before if it is the same."""
-        key = (spec.label, spec.shape, spec.dtype)
+        key = (spec.label, spec.shape, spec.dtype, spec.warm)
         if self._built is None or self._built[0] != key:
             self._built = None  # frees its memory first
-            self._built = (key, build(spec, self.device, self.rotated_bytes))
+            rotated_bytes = 0 if spec.warm else self.rotated_bytes
+            self._built = (key, build(spec, self.device, rotated_bytes))
         return self._built[1]
 
     @contextlib.contextmanager
@@ -106,15 +117,31 @@ class Runner:
     def read_rates(self) -> dict[int, float]:
         """Bytes per second of the best read of two long tensors, by one thread and by all."""
         count = max(self.rotated_bytes, 1 << 20) // 8
+        if self.device.type != "cpu":  # no cache shall hold much of what is read again and again
+            count *= 4
         # Ones, because pages of zeros may all be the same page.
         tensors = [torch.ones(count, device=self.device) for _ in range(2)]
         rates = {}
-        for threads in sorted({1, self.threads}):
+        for threads in sorted({1, self.threads}) if self.device.type == "cpu" else [1]:
             with self.setting(threads):
                 best = [contender for _, contender in self.ceiling.best([tensors])]
                 seconds, _ = interleave(self.clock, best, Turns(1), self.effort)
             rates[threads] = 8 * count / min(Spread.of(taken).median for taken in seconds)
         return rates
+
+    def empty_kernels(self) -> dict[int, float]:
+        """Seconds of a kernel that does nothing, of one thread block and of one per processor.
+
+        None on the CPU.
+        """
+        if self.device.type != "cuda":
+            return {}
+        blocks = [1, processors(self.device)]
+        contenders = [empty_kernel(self.clock, count) for count in blocks]
+        seconds, _ = interleave(self.clock, contenders, Turns(1), self.effort)
+        return {
+            count: Spread.of(taken).median for count, taken in zip(blocks, seconds, strict=True)
+        }
 
     def run(self, spec: Spec) -> Result:
         """Build, check and measure a case."""
@@ -141,7 +168,7 @@ class Runner:
         best = self.ceiling.best(case.touched)
         seconds, others_seconds = interleave(
             self.clock,
-            [Contender(by_turn(case.calls), target), *(contender for _, contender in best)],
+            [self.clock.contender(case.calls, target), *(contender for _, contender in best)],
             Turns(len(case.calls)),
             self.effort,
             list(others.values()),
@@ -156,6 +183,7 @@ class Runner:
         which = min(range(len(shares)), key=lambda i: shares[i].median)
         own = Spread.of(seconds[0])
         return Result(
+            device_type=self.device.type,
             label=case.label,
             operator=case.operator,
             shape=case.shape,
@@ -184,13 +212,14 @@ class Runner:
         skipped: dict[str, str] = {}
         for name, prepare in case.alternatives(compiled).items():
             try:
-                others[name] = Contender(by_turn(prepare()))
+                calls = prepare()
             except UnavailableError as error:
                 skipped[name] = str(error)
+                continue
+            try:
+                others[name] = self.clock.contender(calls)
+            except CaptureError:
+                assert isinstance(self.clock, GraphClock)
+                others[f"{name}, in no graph"] = self.clock.launched(calls)
         self.clock.settle()
         return others, skipped
-
-
-def by_turn(calls: Sequence[Callable[[], object]]) -> Call:
-    """One call out of those for each set; there may be more turns than sets."""
-    return lambda turn: calls[turn % len(calls)]()

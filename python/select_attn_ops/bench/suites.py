@@ -9,6 +9,10 @@ from .cases import PREFILL, SELECT, TABLES, Shape, Spec
 
 _K, _M = 1 << 10, 1 << 20
 
+# KV blocks that tables have room for on a GPU, where a launch must not depend on lengths.
+TABLE_BLOCKS = 8192
+_WIDE = Shape(SELECT, (_M,), table_blocks=TABLE_BLOCKS)
+
 # The requests of a batch of which one is 100 times as long as the others.
 _ONE_LONG = (100, *[1] * 99)
 
@@ -104,7 +108,54 @@ def _context() -> list[Spec]:
     ]
 
 
-SUITES = {"speed": _speed, "original": _original, "shapes": _shapes, "context": _context}
+def _gpu() -> list[Spec]:
+    """The lines of the table of speed of a GPU."""
+    long = replace(_WIDE, seq_lens=(128 * _K,))
+    longer = replace(_WIDE, seq_lens=(_M,), k=64)
+    lines = [
+        ("gpu 1", replace(_WIDE, seq_lens=(64 * _K,) * 32)),  # 64 MiB
+        ("gpu 1", replace(_WIDE, seq_lens=(_M,) * 8)),  # 256 MiB
+        ("gpu 2", replace(_WIDE, operator=PREFILL, seq_lens=(16 * _K,) * 8)),  # 256 MiB
+        ("gpu 2", replace(_WIDE, operator=PREFILL, seq_lens=(16 * _K,) * 32)),  # 1 GiB
+        # Metadata blocks of a row have tables with an entry for every KV block.
+        *(("gpu 3", replace(long, rows=rows)) for rows in (None, 1)),
+        *(("gpu 5", replace(longer, rows=rows)) for rows in (None, 1)),
+        (
+            "gpu 6",
+            replace(_WIDE, operator=PREFILL, seq_lens=(16 * _K,) * 32, updated_blocks=1),
+        ),
+    ]
+    specs = [Spec(shape, label=label, compiled=True) for label, shape in lines]
+    for label, shape in lines:
+        if label == "gpu 3":
+            specs.append(Spec(shape, label="gpu 4", warm=True, compiled=True))
+        elif label in ("gpu 5", "gpu 6"):
+            specs.append(Spec(shape, label="warm", warm=True, compiled=True))
+        else:
+            specs.append(Spec(shape, "fp16", label=label))
+    return specs
+
+
+SUITES = {
+    "speed": _speed,
+    "original": _original,
+    "shapes": _shapes,
+    "context": _context,
+    "gpu": _gpu,
+}
+
+
+def on_cuda(specs: Iterable[Spec]) -> list[Spec]:
+    """What there is to measure of them on a CUDA device, with tables as wide as an engine's."""
+    changed = []
+    for spec in specs:
+        shape = replace(spec.shape, table_blocks=TABLE_BLOCKS)
+        # The lines of the table of speed that are the CPU's have other targets.
+        label = "speed" if spec.label.startswith("line ") else spec.label
+        changed.append(
+            replace(spec, shape=shape, label=label, threads=None, simd_target=None, compiled=True)
+        )
+    return list(dict.fromkeys(changed))
 
 
 def quick(specs: list[Spec]) -> list[Spec]:
