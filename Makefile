@@ -16,7 +16,7 @@ SOURCES := CMakeLists.txt pyproject.toml scripts/build_kernels.sh $(shell find c
 	-not -path '*/__pycache__/*')
 CPP_FILES = $(shell git ls-files '*.h' '*.cc')
 
-.PHONY: setup build demo test test-all bench lint format sanitize wheel clean
+.PHONY: setup build demo test test-all bench gpu lint format sanitize wheel clean
 
 # --- setting up
 
@@ -44,6 +44,12 @@ demo: build
 bench: build
 	mkdir -p $(OUT)
 	$(BIN)/python -m select_attn_ops bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
+
+# On a machine with a GPU: tests, sanitizer and benchmark in one run, with the package that is
+# installed, or with WHEEL=<file>. Needs no network.
+gpu:
+	PYTHON=$(firstword $(abspath $(wildcard $(BIN)/python)) $(PYTHON)) OUT=$(OUT)/gpu \
+		bash scripts/gpu.sh $(WHEEL)
 
 # --- testing
 

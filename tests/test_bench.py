@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,19 @@ from hypothesis import strategies as st
 from select_attn_ops import __main__ as command_line
 from select_attn_ops import bench, runtime, set_num_threads
 from select_attn_ops._library import LIB
-from select_attn_ops.bench import alternatives, cases, ceiling, command, comparisons, runner
+from select_attn_ops.bench import (
+    alternatives,
+    cases,
+    ceiling,
+    command,
+    comparisons,
+    device_ceiling,
+    graphs,
+    report,
+    runner,
+    spans,
+    suites,
+)
 from select_attn_ops.bench.cases import PREFILL, SELECT, TABLES, Shape, Spec
 from select_attn_ops.bench.measuring import (
     QUICK,
@@ -97,17 +110,17 @@ def test_every_way_to_read(way: ceiling.Way, dtype: torch.dtype) -> None:
 
 def test_touched_bytes() -> None:
     dense = torch.zeros(4, 8, 16)
-    assert ceiling.touched_bytes(dense) == dense.nbytes
-    assert ceiling.touched_bytes(dense.transpose(0, 1)) == dense.nbytes
+    assert spans.touched_bytes(dense) == dense.nbytes
+    assert spans.touched_bytes(dense.transpose(0, 1)) == dense.nbytes
     halves = torch.zeros(4, 8, 32)
     assert halves.data_ptr() % 64 == 0
-    assert ceiling.touched_bytes(halves[..., :16]) == 4 * 8 * 64
-    assert ceiling.touched_bytes(halves[..., 1:16]) == 4 * 8 * 64
-    assert ceiling.touched_bytes(halves[..., 8:24]) == 4 * 8 * 128
+    assert spans.touched_bytes(halves[..., :16]) == 4 * 8 * 64
+    assert spans.touched_bytes(halves[..., 1:16]) == 4 * 8 * 64
+    assert spans.touched_bytes(halves[..., 8:24]) == 4 * 8 * 128
     # Rows of 8 bytes every 16: four rows share a line.
-    assert ceiling.touched_bytes(torch.zeros(64, 4)[:, :2]) == 64 * 16
-    assert ceiling.touched_bytes(halves[:, 2:4]) == 4 * 2 * 128
-    assert ceiling.touched_bytes(halves[:, 2:4, :16]) == 4 * 2 * 64
+    assert spans.touched_bytes(torch.zeros(64, 4)[:, :2]) == 64 * 16
+    assert spans.touched_bytes(halves[:, 2:4]) == 4 * 2 * 128
+    assert spans.touched_bytes(halves[:, 2:4, :16]) == 4 * 2 * 64
 
 
 def test_ways_cover_what_a_ceiling_must() -> None:
@@ -409,7 +422,7 @@ def test_a_ceiling_that_is_no_ceiling(
     ("arguments", "message"),
     [
         (["--filter", "no such case"], "no case is left: --list prints those there are"),
-        (["--device", "cuda"], "this version has operators for the CPU only, not for cuda"),
+        (["--device", "meta"], "the benchmark is for cpu and cuda, not for meta"),
         (["--device", "abacus"], "torch does not know the device abacus"),
         (["--suite", "speed", "--plot", "x.png"], "--plot draws the cases of the suite context"),
         (["--suite", "context", "--threads", "0"], "must be in [1, 65536], got 0"),
@@ -505,3 +518,365 @@ def test_a_comparison_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     assert {(finding.value, finding.note) for finding in findings} == {
         (None, "it failed without a word")
     }
+
+
+# --- CUDA devices, as far as there need be none
+
+
+class FakeGraphClock(graphs.GraphClock):
+    """Captures calls in a list."""
+
+    def capture(self, calls: object) -> object:
+        return lambda: [call() for call in calls]  # type: ignore[attr-defined]
+
+    def seconds(self, call: object) -> float:
+        call()  # type: ignore[operator]
+        return 1.0
+
+
+HAS_CUDA = any(each.available for each in runtime.backends() if each.name == "cuda")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="there is a device")
+def test_no_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["bench", "--quick", "--device", "cuda"]) == 1
+    assert "there is no usable cuda backend: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sets", "nodes"), [(1, 40), (3, 42), (40, 40), (100, 100)])
+def test_a_graph_has_every_set_equally_often(sets: int, nodes: int) -> None:
+    seen: list[int] = []
+    clock = FakeGraphClock(CPU)
+    calls = [lambda number=number: seen.append(number) for number in range(sets)]
+    for contender in (clock.contender(calls), clock.launched(calls)):
+        seen.clear()
+        assert contender.repeats == nodes
+        assert contender.seconds(clock, 5) == 1 / nodes
+        assert seen == [i % sets for i in range(nodes)]
+
+
+class FakeCuda:
+    """What `GraphClock` needs of torch.cuda; keeps what happened."""
+
+    def __init__(self, *, end_fails: bool = False) -> None:
+        self.seen: list[str] = []
+        self._end_fails = end_fails
+
+    def Stream(self, device: object) -> FakeCuda:
+        return self
+
+    CUDAGraph = lambda self: self  # noqa: E731
+    current_stream = Stream
+
+    def stream(self, stream: object) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.seen.append("wait")
+
+    def capture_begin(self) -> None:
+        self.seen.append("begin")
+
+    def capture_end(self) -> None:
+        self.seen.append("end")
+        if self._end_fails:
+            raise RuntimeError("the capture is void\nbecause")
+
+    def replay(self) -> None:
+        self.seen.append("replay")
+
+
+def test_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(graphs, "_cuda", cuda)
+    calls = [lambda: cuda.seen.append("a"), lambda: cuda.seen.append("b")]
+    graphs.GraphClock(torch.device("cuda")).capture(calls)()
+    assert cuda.seen == ["a", "wait", "begin", "a", "b", "end", "replay"]
+
+
+def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = graphs.GraphClock(torch.device("cuda"))
+    cuda = FakeCuda(end_fails=True)
+    monkeypatch.setattr(graphs, "_cuda", cuda)
+    with pytest.raises(graphs.CaptureError, match=r"^the capture is void$"):
+        clock.capture([lambda: None])
+
+    def fail() -> None:
+        if "begin" in cuda.seen:
+            raise RuntimeError("not while capturing")
+
+    cuda.seen.clear()
+    with pytest.raises(graphs.CaptureError, match="not while capturing"):
+        clock.capture([fail])
+    assert cuda.seen == ["wait", "begin", "end"]
+
+
+def test_rounds_count_all_repeats() -> None:
+    effort = replace(QUICK, seconds=10.0, least_rounds=1, most_rounds=100)
+    clock = FakeGraphClock(CPU)
+    (seconds,), _ = interleave(clock, [clock.contender([lambda: None])], Turns(1), effort)
+    assert seconds == [1 / 40] * 11
+
+
+def test_graphs_measure_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "ways_to_read", lambda tensors: WAYS[:3])
+    monkeypatch.setattr(runner, "clock_for", FakeGraphClock)
+    measurer = runner.Runner(CPU, QUICK)
+    result = measurer.run(Spec(Shape(SELECT, (16384,)), warm=True))
+    assert result.sets == 1
+    assert result.seconds.median == 1 / 40
+    assert result.shape.endswith(" warm")
+    assert list(result.alternatives) == ["torch"]
+
+
+def test_what_cannot_be_captured_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(FakeGraphClock):
+        def capture(self, calls: object) -> object:
+            if calls[0].func is alternatives.select:  # type: ignore[index]
+                raise graphs.CaptureError("it waits")
+            return super().capture(calls)
+
+    monkeypatch.setattr(ceiling, "ways_to_read", lambda tensors: WAYS[:3])
+    monkeypatch.setattr(runner, "clock_for", Clock)
+    result = runner.Runner(CPU, QUICK).run(Spec(Shape(SELECT, (16384,))))
+    assert list(result.alternatives) == ["torch, in no graph"]
+
+
+def test_ways_of_a_device() -> None:
+    ways = device_ceiling.device_ways()
+    assert len(set(ways)) == len({str(way) for way in ways}) == len(ways)
+    own = [way for way in ways if isinstance(way, device_ceiling.DeviceWay)]
+    assert len(ways) - len(own) == 2
+    assert {way.vector_bytes for way in own} == {8, 16}
+    assert {way.loads for way in own} == {2, 4, 8}
+    assert {way.streaming for way in own} == {False, True}
+    assert {way.threads * way.blocks_per_processor for way in own} == {256, 512, 1024, 2048}
+
+
+def test_a_device_reads_as_many_bytes_as_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Library:
+        @staticmethod
+        def read_device_memory(*arguments: object) -> None:
+            tensors, bits, options = arguments[:3], arguments[3], arguments[4:]
+            assert isinstance(bits, torch.Tensor)
+            assert bits.shape == (2 * 7,)
+            assert options == (256, 4, 16, True)
+            read.append(sum(each.nbytes for each in tensors if isinstance(each, torch.Tensor)))
+
+    monkeypatch.setattr(device_ceiling, "LIB", Library)
+    monkeypatch.setattr(device_ceiling, "processors", lambda device: 7)
+    dense, gappy = torch.zeros(4, 8, 16).transpose(0, 1), torch.zeros(4, 8, 32)[..., :16]
+    clock = FakeGraphClock(CPU)
+    sets = [(dense,), (dense, gappy)]
+    way = device_ceiling.DeviceWay(256, 2, 4, 16, True)
+    device_ceiling.device_reader(clock, sets, way).seconds(clock, 0)
+    sizes = [sum(map(spans.touched_bytes, tensors)) for tensors in sets]
+    assert read == [2048, 4096] * 20 == sizes * 20
+    for name in ("amax", "sum"):
+        torch_way = device_ceiling.TorchWay(name)
+        assert device_ceiling.device_reader(clock, sets, torch_way).repeats == 40
+
+
+def test_the_empty_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    class Library:
+        read_device_memory = staticmethod(lambda *arguments: calls.append(arguments))
+
+    monkeypatch.setattr(device_ceiling, "LIB", Library)
+    clock = FakeGraphClock(CPU)
+    assert device_ceiling.empty_kernel(clock, 3).seconds(clock, 0) == 1 / 40
+    assert calls[0][:3] == (None, None, None)
+    assert calls[0][3].shape == (3,)  # type: ignore[attr-defined]
+    assert calls[0][5] == 0
+    assert runner.Runner(CPU, QUICK).empty_kernels() == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "bits", "vector_bytes", "error", "message"),
+    [
+        ([], torch.zeros(1), 16, ValueError, "bits must be a dense int32 vector"),
+        ([], torch.zeros(2, 2, dtype=torch.int32), 16, ValueError, "bits must be a dense int32"),
+        ([], torch.zeros(4, dtype=torch.int32)[::2], 16, ValueError, "bits must be a dense int32"),
+        ([], None, 0, ValueError, "vector_bytes must be at least 1, got 0"),
+        ([torch.zeros(4, 4)[:, :2]], None, 16, ValueError, "must have no gaps"),
+        ([torch.zeros(64)[1:]], None, 16, ValueError, "must begin at a multiple of 16 bytes"),
+        ([torch.zeros(64)], None, 16, NotImplementedError, "is not implemented on cpu"),
+    ],
+)
+def test_reading_device_memory_checks(
+    tensors: list[torch.Tensor],
+    bits: torch.Tensor | None,
+    vector_bytes: int,
+    error: type[Exception],
+    message: str,
+) -> None:
+    bits = torch.zeros(1, dtype=torch.int32) if bits is None else bits
+    with pytest.raises(error, match=message):
+        LIB.read_device_memory(*[*tensors, None, None, None][:3], bits, 256, 4, vector_bytes, True)
+
+
+def test_the_lines_of_a_gpu() -> None:
+    specs = suites.SUITES["gpu"]()
+    metadata = {
+        spec.label: 2 * sum(spec.shape.num_blocks) * 8 * 128 * 2 >> 20
+        for spec in specs
+        if spec.shape.operator == SELECT
+    }
+    assert metadata == {"gpu 1": 256, "gpu 3": 4, "gpu 4": 4, "gpu 5": 32, "warm": 32}
+    keys = {
+        spec.shape.batch * (spec.shape.updated_blocks or spec.shape.num_blocks[0]) // 4
+        for spec in specs
+        if spec.shape.operator == PREFILL
+    }
+    assert keys == {256, 1024, 8}
+    assert all(spec.shape.table_blocks == 8192 for spec in specs)
+    assert {spec.warm for spec in specs if spec.label == "gpu 4"} == {True}
+    assert not any(spec.warm for spec in specs if spec.label in ("gpu 3", "gpu 5", "gpu 6"))
+    assert {spec.label for spec in specs} - {"warm"} == {*report.TIMES, "gpu 1", "gpu 2"}
+
+
+def test_on_cuda() -> None:
+    for name, suite in SUITES.items():
+        specs = suites.on_cuda(suite())
+        assert len(set(specs)) == len(specs) > 0
+        for spec in specs:
+            assert spec.threads is None
+            assert spec.simd_target is None
+            assert spec.shape.table_blocks == 8192
+            assert name == "gpu" or spec.label not in report.SHARES
+
+
+@pytest.mark.parametrize(
+    ("operator", "place", "width"), [(SELECT, 3, 13), (PREFILL, 1, 100), (TABLES, 1, 100)]
+)
+def test_wide_tables(
+    operator: str, place: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+
+    def spy(*arguments: torch.Tensor, **options: object) -> None:
+        widths.append(arguments[place].shape[1])
+        real(*arguments, **options)
+
+    real = getattr(cases, operator)
+    monkeypatch.setattr(cases, operator, spy)
+    shape = Shape(operator, (2048, 2048), num_kv_heads=2, rows=8, k=4, table_blocks=100)
+    cases.build(Spec(shape), CPU, 0).check()
+    assert widths == [width]
+
+
+def test_an_update_writes_the_last_blocks_only() -> None:
+    shape = Shape(PREFILL, (1024, 2048), num_kv_heads=2, rows=8, updated_blocks=3)
+    case = cases.build(Spec(shape), CPU, 0)
+    case.check()
+    row = 2 * 128 * 2
+    assert case.touched_bytes == 6 * 128 * row
+    assert case.bytes_per_call == case.touched_bytes + 2 * 6 * row
+
+
+def result(label: str, microseconds: float, **fields: object) -> runner.Result:
+    time = microseconds * 1e-6
+    made = runner.Result(
+        device_type="cuda",
+        label=label,
+        operator=SELECT,
+        shape="B=1",
+        dtype="bf16",
+        threads=2,
+        simd_target="AVX2",
+        seconds=Spread(time, time, time),
+        rate=1e12,
+        bytes_per_call=1 << 20,
+        ceiling_rate=2e12,
+        ceiling_way="2 x 256 threads",
+        share=Spread(0.91, 0.9, 0.92),
+        alternatives={"torch": 2 * time},
+        skipped={},
+        sets=1,
+        rounds=1,
+    )
+    return replace(made, **fields)
+
+
+def test_verdicts_on_a_gpu() -> None:
+    results = [
+        result("gpu 1", 50),
+        result("gpu 2", 50),
+        result("gpu 3", 8.5),
+        result("gpu 6", 5.5),
+        result("gpu 6", 5.5, device_type="cpu"),
+        result("warm", 5.5, alternatives={"torch": 5e-6}, skipped={"torch.compile": "no compiler"}),
+    ]
+    findings = comparisons.beside_alternatives(results)
+    rows = report.table_text(results, findings).splitlines()[2:]
+    assert [(*row.split()[:2], *re.findall("met|MISSED|unknown", row)) for row in rows] == [
+        ("gpu", "1", "met"),
+        ("gpu", "2", "MISSED"),
+        ("gpu", "3", "MISSED"),
+        ("gpu", "6", "met"),
+        ("gpu", "6", "unknown"),
+        ("gpu", "7", "MISSED"),
+    ]
+    assert "8.500 us" in rows[2]
+    assert "slower in 1 of 6 cases; here beside torch; " in rows[5]
+    assert "no torch.compile in 1 cases" in rows[5]
+    assert "threads" not in rows[0]
+    assert report.case_text(results[2]).startswith(f"gpu 3: {SELECT} (B=1, bf16): 8.5 us | ")
+    assert comparisons.beside_alternatives([result("x", 1, alternatives={})]) == []
+
+
+def test_the_header_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "device_text", lambda device: "cuda (a GPU)")
+    monkeypatch.setattr(report, "last_cache_bytes", lambda device: 50 << 20)
+    header = report.header(torch.device("cuda"), {1: 4e12}, {1: 1.25e-6, 132: 1.5e-6})
+    text = report.header_text(header)
+    assert text.startswith("cuda (a GPU) | last cache 50 MiB | ")
+    assert "read ceiling 4000.0 GB/s; " in text
+    assert text.endswith(
+        "an empty kernel takes 1.25 us with 1 thread block and 1.50 us with 132 thread blocks"
+    )
+
+
+def test_check_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--check", "--suite", "shapes", "--filter", "tables|ragged"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith(": right") for line in lines)
+    monkeypatch.setattr(cases, TABLES, lambda *arguments, **options: None)
+    assert command.main(arguments) == 1
+    assert "WRONG RESULT: tables are not the reference's" in capsys.readouterr().out
+
+
+def test_no_case_begins_after_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([*SMALL, "--limit-seconds", "1e-9"]) == 0
+    assert "2 of 2 cases are left out, for lack of time" in capsys.readouterr().out
+
+
+def test_flashinfer_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FlashInfer:
+        @staticmethod
+        def top_k(scores: torch.Tensor, k: int, sorted: bool) -> object:
+            return scores.topk(k, sorted=sorted)
+
+    (prepare,) = alternatives.CUDA_PEERS.values()
+    metadata = torch.randn(2, 4, 2, 8)
+    problem = alternatives.SelectionProblem(
+        torch.randn(1, 2, 8), metadata, -metadata, torch.tensor([[1, 0]]), None, 8, None, 3
+    )
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(alternatives.UnavailableError, match="flashinfer"):
+        prepare([problem])
+    monkeypatch.setitem(sys.modules, "flashinfer", FlashInfer)
+    (call,) = prepare([problem])
+    assert torch.equal(call().indices[None], alternatives.select(problem))  # type: ignore[attr-defined]
+    numbers = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(alternatives.UnavailableError, match="it has nothing like it"):
+        prepare([alternatives.TablesProblem(numbers, numbers, numbers, 1)])
+    assert not set(alternatives.CUDA_PEERS) & set(alternatives.alternatives(True, CPU))
