@@ -53,7 +53,8 @@ SELECT_ATTN_HOST_DEVICE inline Update ClampedUpdate(const QuestPrefillMetadataPa
 // Of a call of a select operator.
 struct Ranking {
   RankedBlocks blocks;
-  int64_t num_scored;  // of those that would be, the first so many have rows in the tables
+  int64_t num_scored;  // of those that would be, the first so many have rows in the tables; none
+                       // where forced blocks fill the result
 };
 
 SELECT_ATTN_HOST_DEVICE inline Ranking ClampedRanking(const QuestBlockSelectPagedParams& p,
@@ -66,6 +67,7 @@ SELECT_ATTN_HOST_DEVICE inline Ranking ClampedRanking(const QuestBlockSelectPage
     known = Clamp(seq_len - p.tokens_since_metadata_update, 0, seq_len);
   }
   const RankedBlocks blocks = RankBlocks(seq_len, known, p.block_size);
+  if (blocks.num_forced() >= p.k) return {blocks, 0};
   const int64_t capacity =
       DescribedBlocks(p.max_metadata_blocks_per_request, p.rows_per_metadata_block);
   const int64_t end = Smaller(blocks.scored_end, capacity);

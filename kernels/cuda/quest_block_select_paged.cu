@@ -7,8 +7,9 @@
 // bytes of the metadata over the bandwidth; per channel two widenings, two products, a maximum and
 // an addition over the rate of those, several times lower.
 //
-// Workspace: a counter of finished tiles per (request, KV head), which is zero between calls, then
-// a key per (request, KV head, KV block that the tables can describe).
+// Workspace: a counter of finished tiles per (request, KV head), then a key per (request, KV head,
+// KV block that the tables can describe). All of it is zero between calls, so that the next one may
+// have other shapes, and its counters where keys were.
 
 #include <cuda_runtime.h>
 
@@ -129,9 +130,10 @@ struct Scorer {
   }
 };
 
-// Writes the row of the result for KV head n of request b, whose keys are complete.
+// Writes the row of the result for KV head n of request b, whose keys are complete, and zeroes
+// them.
 __device__ void SelectRow(Selector::Storage& storage, const QuestBlockSelectPagedParams& p,
-                          const Ranking& ranking, const uint32_t* keys, int64_t b, int64_t n) {
+                          const Ranking& ranking, uint32_t* keys, int64_t b, int64_t n) {
   int32_t* out =
       p.selected_indices + b * p.selected_indices_strides[0] + n * p.selected_indices_strides[1];
   const int64_t num_forced = Smaller(ranking.blocks.num_forced(), p.k);
@@ -140,6 +142,7 @@ __device__ void SelectRow(Selector::Storage& storage, const QuestBlockSelectPage
   if (wanted > 0) {
     num_best = Selector::Select(storage, keys, ranking.num_scored, ranking.blocks.scored_begin,
                                 static_cast<int>(wanted));
+    for (int64_t i = threadIdx.x; i < ranking.num_scored; i += kThreads) keys[i] = 0;
   }
   for (int64_t i = threadIdx.x; i < p.k; i += kThreads) {
     int64_t block = -1;

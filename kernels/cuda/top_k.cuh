@@ -47,7 +47,7 @@ class TopK {
 
   // keys[i], written by any thread block and visible, belongs to block first + i. Leaves the best
   // `wanted` <= kMost, fewer if there are fewer with a score, in storage.candidates as RankKeys,
-  // best first, and returns how many. All threads call it together.
+  // best first, and returns how many. All threads call it together; afterwards none reads keys.
   __device__ static int Select(Storage& storage, const uint32_t* keys, int64_t count, int64_t first,
                                int wanted) {
     const bool kept = count <= kKept;
