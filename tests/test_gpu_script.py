@@ -23,6 +23,7 @@ case "$*" in
   *triton*) exit 1 ;;
   *__path__*) echo "$LOG" ;;
   *info) echo "backend cuda: ${BACKEND:-available (a GPU)}" ;;
+  *"--suite gpu "*limit*) printf 'the table of speed\\ngpu 1  0.5  MISSED\\n' ;;
   *"$FAILS"*) echo "it breaks"; exit 7 ;;
 esac
 """
@@ -86,7 +87,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def summary(run: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """Return the outcome of every part by its name."""
-    lines = run.stdout.split("== summary")[1].splitlines()[1:]
+    lines = run.stdout.split("== summary")[1].split("the table of speed")[0].splitlines()[1:]
     return {line.split("  ")[0]: line[24:].strip() for line in lines}
 
 
@@ -111,6 +112,7 @@ def test_all_is_well(machine: Machine) -> None:
         *("memcheck", "racecheck", "initcheck", "synccheck", "resources", "shapes"),
     ]
     assert {outcome.split()[0] for outcome in outcomes.values()} == {"passed"}
+    assert run.stdout.endswith("the table of speed\ngpu 1  0.5  MISSED\n")
     assert "with a stack: 1" in run.stdout
     assert "most registers: REG:128" in run.stdout
     assert "the.whl" in machine.calls()
@@ -119,15 +121,15 @@ def test_all_is_well(machine: Machine) -> None:
 
 
 def test_what_fails_does_not_stop_the_rest(machine: Machine) -> None:
-    run = machine.run(FAILS="--suite gpu", OUT="elsewhere")
+    run = machine.run(FAILS="-m pytest -q --device", OUT="elsewhere")
     assert run.returncode == 1
     outcomes = summary(run)
-    assert outcomes["lines"].startswith("FAILED with status 7 after ")
+    assert outcomes["experiments"].startswith("FAILED with status 7 after ")
     assert outcomes["sanitizer"] == "skipped: compute-sanitizer was not found"
     assert outcomes["resources"] == "skipped: cuobjdump was not found"
     assert outcomes["shapes"].startswith("passed")
     assert "it breaks" in run.stdout
-    assert "it breaks" in (machine.root / "elsewhere" / "lines.log").read_text()
+    assert "it breaks" in (machine.root / "elsewhere" / "experiments.log").read_text()
 
 
 @pytest.mark.parametrize(

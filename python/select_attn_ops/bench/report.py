@@ -113,7 +113,7 @@ def _device_header_text(header: dict[str, Any]) -> str:
         f"select-attn-ops {header['select_attn_ops']} | torch {header['torch']} | Python "
         f"{header['python']} | commit {header['commit'] or 'unknown'}\n"
         f"read ceiling {ceiling:.1f} GB/s; each case has its own, measured beside it | times are "
-        f"of a graph's node; an empty kernel takes {empty}"
+        "of a graph's node" + (f"; an empty kernel takes {empty}" if empty else "")
     )
 
 
