@@ -318,7 +318,10 @@ TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
       }
       for (int64_t n = 0; n < c.heads; ++n) {
         std::vector<std::tuple<int, float, int64_t>> ranked;  // class, score, minus the number
-        for (int64_t j = window; j < num_blocks; ++j) ranked.emplace_back(3, 0.0f, j);
+        // Hostile lengths make windows of 2^31 blocks, of which k are the most that count.
+        for (int64_t j = std::max(window, num_blocks - k); j < num_blocks; ++j) {
+          ranked.emplace_back(3, 0.0f, j);
+        }
         for (int64_t j = 0; j < window; ++j) {
           if (forces && j == 0) {
             ranked.emplace_back(2, 0.0f, 0);
