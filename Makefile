@@ -14,9 +14,11 @@ TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS)
 SOURCES := CMakeLists.txt pyproject.toml scripts/build_kernels.sh $(shell find cmake include kernels python -type f \
 	-not -path '*/__pycache__/*')
-CPP_FILES = $(shell git ls-files '*.h' '*.cc')
+CPP_FILES = $(shell git ls-files '*.h' '*.cc' '*.cuh' '*.cu')
+# Of the CUDA backend, where there is an nvcc: one architecture, to save time; "native" is this machine's.
+CUDAARCHS ?= 90
 
-.PHONY: setup build demo test test-all bench gpu lint format sanitize wheel clean
+.PHONY: setup build demo test test-all bench gpu lint format sanitize wheel cuda-all clean
 
 # --- setting up
 
@@ -31,7 +33,8 @@ $(VENV)/setup.stamp: requirements.txt requirements-dev.txt scripts/install_packa
 	touch $@
 
 $(VENV)/build.stamp: $(VENV)/setup.stamp $(SOURCES)
-	PYTHON=$(BIN)/python bash scripts/build_kernels.sh --quiet --disable-pip-version-check
+	PYTHON=$(BIN)/python CUDAARCHS="$(CUDAARCHS)" bash scripts/build_kernels.sh --quiet \
+		--disable-pip-version-check
 	$(BIN)/python -m select_attn_ops info
 	touch $@
 
@@ -65,9 +68,11 @@ test-all: test-cpp-test build wheel
 
 # The C++ tests of each CMake preset. The package comes first, because tvm-ffi brings DLPack's header.
 CPP_BUILDS := test asan tsan
+# Where there is an nvcc, the tests' build has the CUDA backend too, for the sake of its warnings.
+build-cpp-test: WITH_CUDA := $(if $(shell command -v "$${CUDACXX:-nvcc}"),-DSELECT_ATTN_CUDA=ON)
 $(CPP_BUILDS:%=build-cpp-%): build-cpp-%: build
 	mkdir -p build
-	$(BIN)/cmake --preset $* -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	CUDAARCHS="$(CUDAARCHS)" $(BIN)/cmake --preset $* $(WITH_CUDA) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DSELECT_ATTN_DLPACK_INCLUDE_DIR=$$($(BIN)/python -m tvm_ffi.config --dlpack-includedir) \
 		> build/$*.log 2>&1 || { cat build/$*.log; exit 1; }
 	$(BIN)/cmake --build build/$*
@@ -85,7 +90,7 @@ lint: build-cpp-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
-	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '/tvm_ffi.cc$$' | \
+	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '/tvm_ffi.cc$$' -e '/cuda/backend.cc$$' | \
 		xargs -P $(JOBS) -n 2 clang-tidy -p build/test --quiet --warnings-as-errors='*'
 
 format: setup
@@ -95,7 +100,8 @@ format: setup
 
 # --- packaging
 
-# A wheel that carries Highway and runs on any Python; tvm-ffi stays a dependency.
+# A wheel that carries Highway and runs on any Python; tvm-ffi stays a dependency. It has the CPU backend
+# alone, whatever the machine that builds it.
 wheel: $(VENV)/wheel.stamp
 
 $(VENV)/wheel.stamp: $(VENV)/setup.stamp $(SOURCES)
@@ -104,6 +110,14 @@ $(VENV)/wheel.stamp: $(VENV)/setup.stamp $(SOURCES)
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtvm_ffi.so \
 		--wheel-dir dist build/wheel/*.whl
 	touch $@
+
+# The same with the CUDA backend, for every architecture that the nvcc found is to build for.
+cuda-all: setup
+	rm -rf dist/cuda build/wheel-cuda
+	env -u CUDAARCHS $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel-cuda \
+		-C cmake.define.SELECT_ATTN_CUDA=ON -C cmake.define.SELECT_ATTN_WERROR=ON .
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtvm_ffi.so \
+		--wheel-dir dist/cuda build/wheel-cuda/*.whl
 
 clean:
 	rm -rf build dist $(OUT) $(VENV)

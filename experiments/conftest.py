@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import common  # noqa: F401  (makes every experiment's modules importable)
 import pytest
 import torch
-from common.devices import DEVICE_HELP, DeviceUnavailableError, resolve_device
 from common.sweeps import pick_sweep
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("select_attn_ops")
-    group.addoption("--device", default="cpu", help=DEVICE_HELP)
     group.addoption(
         "--full-sweeps",
         action="store_true",
@@ -28,15 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     pick_sweep(metafunc)
-
-
-@pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Device under test; skips with the reason where this machine does not have it."""
-    try:
-        return resolve_device(request.config.getoption("--device", default="cpu"))
-    except DeviceUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +43,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     except NotImplementedError as error:
-        name = item.config.getoption("--device", default="cpu")
+        name = item.config.getoption("--device")
         if name == "cpu":
             raise
         pytest.skip(f"{name}: {error}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,28 @@ class Placed:
     def dense(self) -> torch.Tensor:
         """Return a copy of the elements."""
         return self.storage[self.index]
+
+    def put(self, elements: Any) -> None:
+        """Write the elements through the view, wherever that lies."""
+        if isinstance(self.view, torch.Tensor):
+            self.view.copy_(torch.as_tensor(elements))
+        else:
+            self.storage[self.index] = torch.as_tensor(elements)
+
+
+@contextmanager
+def moved(operands: Iterable[Placed], device: torch.device) -> Iterator[None]:
+    """Let the views lie on a device, where the storage is copied, and back after the block."""
+    if device.type == "cpu":
+        yield
+        return
+    kept = [(placed, placed.view, placed.storage.to(device)) for placed in operands]
+    for placed, view, storage in kept:
+        placed.view = storage.as_strided(view.shape, view.stride(), view.storage_offset())
+    yield
+    for placed, view, storage in kept:
+        placed.view = view
+        placed.storage.copy_(storage)
 
 
 @st.composite

@@ -93,6 +93,7 @@ def test_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
         "select_attn_ops.libs",
     }
     assert not any("libtvm_ffi" in name for name in names)
+    assert not any("cuda" in name for name in names), "that is for `make cuda-all`"
 
 
 def test_wheel_imports_without_numpy_and_torch(empty_environment: Path) -> None:
@@ -134,6 +135,17 @@ def test_library_exports_only_its_interface() -> None:
     }
     assert "select_attn::QuestBlockSelectPaged" in functions
     assert not any("::cpu::" in name or "Check" in name for name in functions)
+
+
+def test_cuda_backend_needs_nothing_and_exports_its_table() -> None:
+    backend = Path(select_attn_ops.__file__).parent / "lib" / "libselect_attn_ops_cuda.so"
+    if not backend.exists():
+        pytest.skip("the package was built without the CUDA backend")
+    listing = run("nm", "--dynamic", "--defined-only", backend)
+    assert [line.split()[-1] for line in listing.splitlines()] == ["select_attn_ops_backend"]
+    # The driver is opened when it is first needed; the runtime is inside.
+    undefined = run("nm", "--dynamic", "--undefined-only", backend)
+    assert not re.findall(r"\bU (cu\w+|TVMFFI\w+)", undefined)
 
 
 def test_build_uses_the_oldest_supported_tvm_ffi() -> None:

@@ -1,6 +1,6 @@
 """Random calls against the references: shapes, strides, lengths and values that nobody thought of.
 
-300 cases per operator; 10,000 with ``--hypothesis-profile=full``.
+300 cases per operator; 10,000 with ``--hypothesis-profile=full``. ``--device`` says where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gen_data_quest_prefill_metadata import PrefillMetadataInputs, gen_data_ques
 from gen_data_selected_block_tables import TablesInputs, gen_data_selected_block_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placements import Placed, assert_holds, place, placements, same_bits
+from placements import Placed, assert_holds, moved, place, placements, same_bits
 from ref_quest_block_select_paged import (
     SelectionReference,
     forced_blocks,
@@ -43,11 +43,37 @@ _MOST_PER_BLOCK, _MOST_PER_CALL = 15_000, 60_000
 _POISON = -77
 _NOT_READ = 2**31 - 1
 
+# Where the operators run: what `--device` says, once a test runs.
+DEVICE = torch.device("cpu")
+# Beyond these a backend for a device need not go.
+_HEAD_DIM_STEP, _MOST_HEAD_DIM, _MOST_K = 8, 256, 2048
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_device(device: torch.device) -> Iterator[None]:
+    global DEVICE
+    DEVICE = device
+    yield
+    DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def cpu_only(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("SIMD targets are the CPU's")
+
+
 fewer = settings(max_examples=max(1, settings().max_examples // 5))
 
 
 def configurations(shift: int = 0) -> Iterator[tuple[str, int]]:
-    """Yield every SIMD target with one number of threads, and the best target with all of them."""
+    """Yield every SIMD target with one number of threads, and the best target with all of them.
+
+    On a device there is no such choice: two runs.
+    """
+    if DEVICE.type != "cpu":
+        yield from [(DEVICE.type, 0)] * 2
+        return
     best, *others = runtime.simd_targets()
     for target, threads in [
         *((best, threads) for threads in THREADS),
@@ -70,10 +96,17 @@ def most(limit: int, *extents: int) -> int:
 
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from((torch.bfloat16, torch.float16, torch.float32))
-head_dims = st.one_of(
-    st.sampled_from((1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 256)), st.integers(1, 300)
-)
 block_sizes = st.one_of(st.sampled_from((1, 2, 7, 8, 9, 15, 16, 17, 64, 128)), st.integers(1, 200))
+
+
+@st.composite
+def head_dims(draw: st.DrawFn) -> int:
+    edges = st.sampled_from((1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 256))
+    head_dim = draw(st.one_of(edges, st.integers(1, 300)))
+    if DEVICE.type == "cpu":
+        return head_dim
+    steps = min(ceil_div(head_dim, _HEAD_DIM_STEP), _MOST_HEAD_DIM // _HEAD_DIM_STEP)
+    return steps * _HEAD_DIM_STEP
 
 
 def capped(strategy: st.SearchStrategy[int], limit: int) -> st.SearchStrategy[int]:
@@ -161,7 +194,7 @@ class Layouts:
             fill = GUARD_VALUE if written else float("nan")
         elif written:
             fill = _POISON - 1
-        numpy = self.numpy and data.dtype != torch.bfloat16
+        numpy = self.numpy and data.dtype != torch.bfloat16 and DEVICE.type == "cpu"
         placement = self.draw(placements(rank, numpy=numpy))
         return place(data, placement, fill=fill, shared=shared)
 
@@ -183,7 +216,8 @@ def run(
     for target, threads in configurations(shift):
         for name, placed in outputs.items():
             placed.storage.copy_(before[name])
-        call()
+        with moved([*outputs.values(), *inputs.values()], DEVICE):
+            call()
         same = right is not None and all(
             same_bits(placed.storage, right[name]) for name, placed in outputs.items()
         )
@@ -235,7 +269,7 @@ class Prefill:
 
 @st.composite
 def prefill_inputs(draw: st.DrawFn, *, update: bool = True) -> PrefillMetadataInputs:
-    heads, head_dim = draw(st.integers(1, 9)), draw(head_dims)
+    heads, head_dim = draw(st.integers(1, 9)), draw(head_dims())
     block_size = draw(capped(block_sizes, most(_MOST_PER_BLOCK, heads, head_dim)))
     keyed = draw(st.integers(0, 4)) == 0
     rows = 1 if keyed else draw(rows_per_block(block_size, heads, head_dim))
@@ -306,9 +340,10 @@ def prefill(inputs: PrefillMetadataInputs) -> tuple[torch.Tensor, torch.Tensor]:
         maxblocks=clone_with_storage(inputs.maxblocks),
         minblocks=clone_with_storage(inputs.minblocks),
     )
-    positional, keywords = inputs.arguments()
+    there = inputs.map(lambda tensor: tensor.to(DEVICE))
+    positional, keywords = there.arguments()
     quest_prefill_metadata(*positional, **keywords)
-    return inputs.maxblocks, inputs.minblocks
+    return there.maxblocks.cpu(), there.minblocks.cpu()
 
 
 def assert_same_pools(
@@ -318,6 +353,7 @@ def assert_same_pools(
         assert same_bits(one, other), name
 
 
+@pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize("target", runtime.simd_targets())
 def test_many_short_blocks_at_every_target(target: str) -> None:
     """Enough of them, and so little in order, that they are taken in the order of the pool."""
@@ -429,7 +465,7 @@ class Select:
                 **views, k=self.k, tokens_since_metadata_update=tokens, **keywords
             )
             assert type(result) is type(views["query"])
-            self.out.storage[self.out.index] = torch.as_tensor(result)
+            self.out.put(result)
 
     def reference(self) -> SelectionReference:
         dense = {name: placed.dense() for name, placed in self.placed.items()}
@@ -471,7 +507,7 @@ def windows(draw: st.DrawFn, seq_lens: list[int], block_size: int) -> dict[str, 
 
 @st.composite
 def select_inputs(draw: st.DrawFn) -> SelectInputs:
-    kv_heads, group, head_dim = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(head_dims)
+    kv_heads, group, head_dim = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(head_dims())
     block_size = draw(block_sizes)
     rows = draw(rows_per_block(block_size, kv_heads, head_dim))
     batch = draw(st.integers(0, 5))
@@ -524,12 +560,13 @@ def slots(draw: st.DrawFn, inputs: SelectInputs) -> int:
     """Draw k, from 1 to more than there are blocks."""
     block_size = inputs.block_size or inputs.maxblocks.shape[1]
     blocks = ceil_div(int(max(inputs.seq_lens.tolist(), default=0)), block_size)
-    return draw(
+    k = draw(
         st.one_of(
             st.integers(1, blocks + 5),
             st.sampled_from((1, 2, 8, max(blocks, 1), blocks + 1, 2 * blocks + 300)),
         )
     )
+    return k if DEVICE.type == "cpu" else min(k, _MOST_K)
 
 
 @st.composite
@@ -565,7 +602,8 @@ def test_quest_block_select_paged(call: Select) -> None:
 
 
 def select(inputs: SelectInputs, k: int) -> torch.Tensor:
-    return quest_block_select_paged(*inputs.positional, k, **inputs.keywords)
+    there = inputs.map(lambda tensor: tensor.to(DEVICE))
+    return quest_block_select_paged(*there.positional, k, **there.keywords).cpu()
 
 
 @fewer
@@ -655,7 +693,7 @@ class Tables:
             if self.given_outputs:
                 assert result is views[name]
             else:
-                placed.storage[placed.index] = torch.as_tensor(result)
+                placed.put(result)
 
     def check(self) -> None:
         def compare(before: dict[str, torch.Tensor]) -> None:
@@ -719,7 +757,9 @@ def test_selected_block_tables(call: Tables) -> None:
 
 
 def tables_of(inputs: TablesInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    return selected_block_tables(*inputs.positional, block_size=inputs.block_size)
+    there = inputs.map(lambda tensor: tensor.to(DEVICE))
+    tables, lens = selected_block_tables(*there.positional, block_size=inputs.block_size)
+    return tables.cpu(), lens.cpu()
 
 
 @fewer
@@ -766,6 +806,7 @@ def spread(inputs: SelectInputs, factor: int) -> SelectInputs:
     return replace(inputs, maxblocks=pools[0], minblocks=pools[1], metadata_block_tables=tables)
 
 
+@pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize("target", runtime.simd_targets())
 def test_select_from_many_short_blocks_at_every_target(target: str) -> None:
     """Metadata blocks taken in the order of the pool or, where they lie apart, side by side."""
@@ -799,6 +840,7 @@ def test_select_shared_short_blocks() -> None:
     assert_select_matches_the_reference(shared, 50)
 
 
+@pytest.mark.usefixtures("cpu_only")
 @pytest.mark.parametrize("target", runtime.simd_targets())
 def test_large_rows_at_every_target(target: str) -> None:
     """Requests whose scores fill the candidates of a small k many times over."""
