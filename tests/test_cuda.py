@@ -407,6 +407,40 @@ def test_side_stream(explicit: bool, device: torch.device) -> None:
 
 
 @needs_gpu
+def test_memory_of_a_call_belongs_to_its_stream(device: torch.device) -> None:
+    """What a call on another stream takes by itself is nobody else's before it is done."""
+    case = make_case(0).map(lambda tensor: tensor.to(device))
+    case.run(case.workspace())
+    expected = case.expected()
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(CYCLES // 10)
+    selected = quest_block_select_paged(
+        *case.select_arguments(),
+        k=case.selected.shape[2],
+        tokens_since_metadata_update=20,
+        stream=side.cuda_stream,
+    )
+    size = quest_block_select_paged_workspace_size(*case.select_arguments(), case.selected)
+    poison = [torch.full((size,), 255, dtype=torch.uint8, device=device) for _ in range(4)]
+    side.synchronize()
+    assert torch.equal(selected.cpu(), expected.selected)
+    assert all(bool((each == 255).all()) for each in poison)
+
+
+@needs_gpu
+def test_workspace_at_any_address(device: torch.device) -> None:
+    case = make_case(0).map(lambda tensor: tensor.to(device))
+    expected = case.expected()
+    size = case.workspace().numel()
+    for offset in (1, 2, 15):
+        case.selected.fill_(-7)
+        case.run(torch.zeros(size + offset, dtype=torch.uint8, device=device)[offset:])
+        case.assert_is(expected)
+
+
+@needs_gpu
 @pytest.mark.parametrize("given_workspace", [True, False])
 def test_concurrent_streams(given_workspace: bool, device: torch.device) -> None:
     cases = [make_case(seed, batch=3 + seed) for seed in range(4)]

@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -127,11 +128,15 @@ __device__ void StoreWord(typename Element::Bits* to, uint32_t word) {
   }
 }
 
-// Whether rows at `data` with these strides, in elements, all begin at a multiple of 16 bytes.
-template <class Element, int kStrides>
-bool RowsAreAligned(const void* data, const int64_t (&strides)[kStrides]) {
+// Whether rows at `data` with these strides, in elements, all begin at a multiple of 16 bytes. A
+// dimension of one element is never stepped along: frameworks give it any stride.
+template <class Element, size_t kDims>
+bool RowsAreAligned(const void* data, const int64_t (&extents)[kDims],
+                    const int64_t (&strides)[kDims]) {
   bool aligned = reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
-  for (const int64_t stride : strides) aligned = aligned && stride % kPerVector<Element> == 0;
+  for (size_t i = 0; i < kDims; ++i) {
+    aligned = aligned && (extents[i] == 1 || strides[i] % kPerVector<Element> == 0);
+  }
   return aligned;
 }
 

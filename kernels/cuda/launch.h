@@ -47,6 +47,19 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
+// Lets the calling thread do for a while what a stream capture elsewhere forbids, such as loading a
+// kernel's code: nothing of that is part of the capture.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // Thread blocks of kKernel that the current device, number `device`, holds at a time. Asked once.
 template <auto kKernel, int kThreads>
 cudaError_t ResidentBlocks(int device, int64_t& blocks) {
@@ -55,6 +68,7 @@ cudaError_t ResidentBlocks(int device, int64_t& blocks) {
   const bool remembers = device >= 0 && device < kDevices;
   blocks = remembers ? known[device].load(std::memory_order_relaxed) : 0;
   if (blocks > 0) return cudaSuccess;
+  const RelaxedCapture relaxed;  // the first question about a kernel loads it
   int per_processor = 0;
   int processors = 0;
   cudaError_t error =

@@ -234,8 +234,10 @@ int64_t CounterBytes(const QuestBlockSelectPagedParams& p) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+// With room to align the whole.
 int64_t WorkspaceSize(const QuestBlockSelectPagedParams& p, DLDevice /*device*/) {
-  return CounterBytes(p) + p.batch * p.num_kv_heads * MostScored(p) * int64_t{sizeof(uint32_t)};
+  return kAlignment - 1 + CounterBytes(p) +
+         p.batch * p.num_kv_heads * MostScored(p) * int64_t{sizeof(uint32_t)};
 }
 
 template <class Score>
@@ -248,7 +250,9 @@ const char* LaunchWith(const Arguments& arguments, DLDevice device, Stream strea
 
 template <class Element, bool kAligned>
 const char* RunFor(const QuestBlockSelectPagedParams& p, DLDevice device, Stream stream) {
-  auto* counters = static_cast<uint32_t*>(p.workspace);
+  auto address = reinterpret_cast<uintptr_t>(p.workspace);
+  address += -address % kAlignment;
+  auto* counters = reinterpret_cast<uint32_t*>(address);
   const Arguments arguments = {p, MostScored(p), counters,
                                counters + CounterBytes(p) / int64_t{sizeof(uint32_t)}};
   const int64_t vectors = p.head_dim / kPerVector<Element>;
@@ -263,17 +267,16 @@ const char* RunFor(const QuestBlockSelectPagedParams& p, DLDevice device, Stream
 
 template <class Element>
 const char* RunFor(const QuestBlockSelectPagedParams& p, DLDevice device, Stream stream) {
-  const bool aligned = RowsAreAligned<Element>(p.query, p.query_strides) &&
-                       RowsAreAligned<Element>(p.maxblocks, p.maxblocks_strides) &&
-                       RowsAreAligned<Element>(p.minblocks, p.minblocks_strides);
+  const int64_t heads[] = {p.batch, p.num_heads};
+  const int64_t rows[] = {p.num_metadata_blocks, p.rows_per_metadata_block, p.num_kv_heads};
+  const bool aligned = RowsAreAligned<Element>(p.query, heads, p.query_strides) &&
+                       RowsAreAligned<Element>(p.maxblocks, rows, p.maxblocks_strides) &&
+                       RowsAreAligned<Element>(p.minblocks, rows, p.minblocks_strides);
   return aligned ? RunFor<Element, true>(p, device, stream)
                  : RunFor<Element, false>(p, device, stream);
 }
 
 const char* Run(const QuestBlockSelectPagedParams& p, DLDevice device, Stream stream) {
-  if (reinterpret_cast<uintptr_t>(p.workspace) % sizeof(uint32_t) != 0) {
-    return "the workspace must be aligned to 4 bytes";
-  }
   switch (p.dtype) {
     case DType::kFloat16:
       return RunFor<Float16>(p, device, stream);

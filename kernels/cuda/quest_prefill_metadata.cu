@@ -205,9 +205,11 @@ const char* RunFor(const QuestPrefillMetadataParams& p, DLDevice device, Stream 
   const double items = static_cast<double>(p.batch) * static_cast<double>(p.num_kv_heads) *
                        static_cast<double>(capacity);
   const auto most = static_cast<int64_t>(std::min(items, 1e9));
-  const bool aligned = RowsAreAligned<Element>(p.k_cache, p.k_cache_strides) &&
-                       RowsAreAligned<Element>(p.maxblocks, p.maxblocks_strides) &&
-                       RowsAreAligned<Element>(p.minblocks, p.minblocks_strides);
+  const int64_t keys[] = {p.num_kv_blocks, p.block_size, p.num_kv_heads};
+  const int64_t rows[] = {p.num_metadata_blocks, p.rows_per_metadata_block, p.num_kv_heads};
+  const bool aligned = RowsAreAligned<Element>(p.k_cache, keys, p.k_cache_strides) &&
+                       RowsAreAligned<Element>(p.maxblocks, rows, p.maxblocks_strides) &&
+                       RowsAreAligned<Element>(p.minblocks, rows, p.minblocks_strides);
   return aligned
              ? Launch<UpdateMetadata<Element, true>, kThreads>(arguments, most, device, stream)
              : Launch<UpdateMetadata<Element, false>, kThreads>(arguments, most, device, stream);

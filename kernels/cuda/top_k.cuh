@@ -115,9 +115,15 @@ class TopK {
         taken = taken || (tied && tied_up_to <= threshold.wanted);
         tied_before += BlockSum(storage);
       }
-      if (taken)
-        storage.candidates[atomicAdd(&storage.num_candidates, 1)] = RankKey(key, first + i);
+      if (taken) {
+        // Bounded, because keys that somebody else changes meanwhile must not lead out of the
+        // array.
+        const int place = atomicAdd(&storage.num_candidates, 1);
+        if (place < kMost) storage.candidates[place] = RankKey(key, first + i);
+      }
     }
+    __syncthreads();
+    if (threadIdx.x == 0 && storage.num_candidates > kMost) storage.num_candidates = kMost;
     __syncthreads();
   }
 

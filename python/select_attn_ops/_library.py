@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import operator
 import sys
@@ -123,6 +124,18 @@ def is_on_cpu(tensor: Any) -> bool:
     if is_torch(tensor):
         return bool(tensor.device.type == "cpu")
     return is_numpy(tensor) or int(tensor.__dlpack_device__()[0]) == 1
+
+
+def allocating_for(tensor: Any, stream: int | None) -> contextlib.AbstractContextManager[Any]:
+    """Where memory must be allocated that a call on `stream`, with `tensor`, is to use.
+
+    torch's allocator gives memory that was freed to whoever works on the same stream next: what
+    belonged to the current one must not be in use on another.
+    """
+    if stream is None or not is_torch(tensor) or tensor.device.type != "cuda":
+        return contextlib.nullcontext()
+    external = torch.cuda.ExternalStream(integer("stream", stream), device=tensor.device)
+    return torch.cuda.stream(external)  # type: ignore[no-any-return]
 
 
 def new_int32(shape: tuple[int, ...], like: Any) -> Any:

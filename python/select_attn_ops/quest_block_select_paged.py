@@ -7,6 +7,7 @@ from typing import Any
 from . import _torch_ops
 from ._library import (
     LIB,
+    allocating_for,
     argument,
     extents,
     in_kind_of,
@@ -155,7 +156,8 @@ def quest_block_select_paged(
             raise ValueError(f"k must be at least 1, got {k}")
         # Slices, because a wrong rank is for the library to report, in its own words.
         shape = (*extents("query", query)[:1], *extents("maxblocks", maxblocks)[2:3], k)
-        out = new = new_int32(shape, query)
+        with allocating_for(query, stream):
+            out = new = new_int32(shape, query)
     _select(
         (query, maxblocks, minblocks, metadata_block_tables, seq_lens, out),
         tokens_since_metadata_update,
@@ -380,7 +382,8 @@ def _run(
         argument(out_name, out, written=True),
     )
     if workspace is None and not is_on_cpu(query):
-        workspace = _new_workspace(query, tensors, block_size)
+        with allocating_for(query, stream):
+            workspace = _new_workspace(query, tensors, block_size)
     LIB.quest_block_select_paged(
         *tensors,
         tokens_since_metadata_update,

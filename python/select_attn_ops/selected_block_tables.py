@@ -7,6 +7,7 @@ from typing import Any
 from . import _torch_ops
 from ._library import (
     LIB,
+    allocating_for,
     argument,
     extents,
     in_kind_of,
@@ -98,10 +99,11 @@ def selected_block_tables(
     tables, lens = out, lens_out
     if tables is None or lens is None:
         shape = extents("selected_indices", selected_indices)
-        if tables is None:
-            tables = new_int32(shape, selected_indices)
-        if lens is None:
-            lens = new_int32(shape[:2], selected_indices)
+        with allocating_for(selected_indices, stream):
+            if tables is None:
+                tables = new_int32(shape, selected_indices)
+            if lens is None:
+                lens = new_int32(shape[:2], selected_indices)
     inputs, written = (selected_indices, block_tables, seq_lens), (tables, lens)
     tensors = (*inputs, *written)
     arguments = (*inputs, integer("block_size", block_size), *written, stream)
