@@ -214,8 +214,8 @@ __global__ void __launch_bounds__(kThreads) SelectBlocks(const Arguments argumen
       if (shared.is_last) arguments.tiles_done[row_of_result] = 0;  // ready for the next call
     }
     __syncthreads();
+    // What is shared is overwritten only behind the next item's first barrier.
     if (shared.is_last) SelectRow(shared.top_k, p, ranking, keys, b, n);
-    __syncthreads();  // before the next item overwrites what is shared
   }
 }
 

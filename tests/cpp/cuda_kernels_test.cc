@@ -83,7 +83,7 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
     entries.resize(static_cast<size_t>(count));
     if (hostile) {
       for (int32_t& entry : entries) {
-        if (Sometimes()) entry = HostileNumber();
+        if (Sometimes()) entry = Random(0, 1) == 0 ? static_cast<int32_t>(pool) : HostileNumber();
       }
     }
     return entries;
@@ -264,10 +264,11 @@ TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
       q = static_cast<float>(group) * std::min(SmallInteger(), 2.0f);
     }
     const bool special = round % 4 >= 2;
+    const float specials[] = {kNaN, kInfinity};
     for (Pool* pool : {&max, &min}) {
       for (float& value : pool->values) {
         value = SmallInteger();
-        if (special && Random(0, 300) == 0) value = Random(0, 1) == 0 ? kNaN : kInfinity;
+        if (special && Random(0, 300) == 0) value = specials[Random(0, 1)];
       }
     }
     for (Pool* pool : {&query, &max, &min}) pool->Store();

@@ -3,21 +3,24 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-EmulatedIndex threadIdx = {0};
-EmulatedIndex blockIdx = {0};
-EmulatedIndex gridDim = {0};
+thread_local EmulatedIndex threadIdx = {0};
+thread_local EmulatedIndex blockIdx = {0};
+thread_local EmulatedIndex gridDim = {0};
 
 namespace cuda_emulator {
 namespace {
@@ -32,17 +35,60 @@ struct Meeting {
   uint64_t round = 0;
 };
 
+// Lets one thread block run at a time, and says which.
+class Turns {
+ public:
+  Turns(unsigned blocks, unsigned seed) : random_(seed), waiting_(blocks), left_(blocks) {
+    std::iota(left_.begin(), left_.end(), 0u);
+    GiveAway();
+  }
+
+  // Of whoever has the turn.
+  std::mt19937& random() { return random_; }
+
+  void Await(unsigned block) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    waiting_[block].wait(lock, [&] { return whose_ == block; });
+  }
+  // Sometimes lets another one go on.
+  void MaybePass(unsigned block) {
+    if (left_.size() == 1 || random_() % kResumesPerTurn != 0) return;
+    GiveAway();
+    Await(block);
+  }
+  void End(unsigned block) {
+    left_.erase(std::find(left_.begin(), left_.end(), block));
+    if (!left_.empty()) GiveAway();
+  }
+
+ private:
+  static constexpr unsigned kResumesPerTurn = 40;
+
+  void GiveAway() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    whose_ = left_[random_() % left_.size()];
+    waiting_[whose_].notify_one();
+  }
+
+  std::mt19937 random_;
+  std::mutex mutex_;
+  std::vector<std::condition_variable> waiting_;
+  std::vector<unsigned> left_;
+  unsigned whose_ = 0;
+};
+
 class ThreadBlock;
-ThreadBlock* running = nullptr;
+thread_local ThreadBlock* running = nullptr;
 
 class ThreadBlock {
  public:
   ThreadBlock(unsigned threads, const std::function<void()>& kernel)
       : kernel_(kernel), fibers_(threads), warps_((threads + kWarp - 1) / kWarp) {
-    for (Fiber& fiber : fibers_) fiber.stack = std::make_unique<char[]>(kStackBytes);
+    // Not zeroed: most of it is never touched.
+    for (Fiber& fiber : fibers_) fiber.stack.reset(new char[kStackBytes]);
   }
 
-  void Run(std::mt19937& random) {
+  void Run(unsigned number, Turns& turns) {
     const auto threads = static_cast<unsigned>(fibers_.size());
     everybody_ = {threads, 0, 0};
     for (unsigned w = 0; w < warps_.size(); ++w) {
@@ -55,9 +101,11 @@ class ThreadBlock {
     std::iota(order.begin(), order.end(), 0u);
     while (left_ > 0) {
       progress_ = false;
-      std::shuffle(order.begin(), order.end(), random);
+      std::shuffle(order.begin(), order.end(), turns.random());
       for (const unsigned t : order) {
-        if (!fibers_[t].done && CanGoOn(fibers_[t])) Resume(t);
+        if (fibers_[t].done || !CanGoOn(fibers_[t])) continue;
+        Resume(t);
+        turns.MaybePass(number);
       }
       if (!progress_) {
         throw std::logic_error("threads wait for others that never come: " + Where());
@@ -186,15 +234,25 @@ class ThreadBlock {
 
 void RunGrid(unsigned blocks, unsigned threads, unsigned seed,
              const std::function<void()>& kernel) {
-  std::mt19937 random(seed);
-  std::vector<unsigned> order(blocks);
-  std::iota(order.begin(), order.end(), 0u);
-  std::shuffle(order.begin(), order.end(), random);
-  gridDim = {blocks};
-  ThreadBlock block(threads, kernel);
-  for (const unsigned b : order) {
-    blockIdx = {b};
-    block.Run(random);
+  Turns turns(blocks, seed);
+  std::vector<std::exception_ptr> failures(blocks);
+  std::vector<std::thread> hosts;
+  for (unsigned b = 0; b < blocks; ++b) {
+    hosts.emplace_back([&, b] {
+      turns.Await(b);
+      gridDim = {blocks};
+      blockIdx = {b};
+      try {
+        ThreadBlock(threads, kernel).Run(b, turns);
+      } catch (...) {
+        failures[b] = std::current_exception();
+      }
+      turns.End(b);
+    });
+  }
+  for (std::thread& host : hosts) host.join();
+  for (const std::exception_ptr& failure : failures) {
+    if (failure != nullptr) std::rethrow_exception(failure);
   }
 }
 

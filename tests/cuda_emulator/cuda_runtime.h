@@ -1,10 +1,11 @@
 // The CUDA backend's kernels on the CPU, in place of the header of the same name: what they use of
-// CUDA C++, with the threads of a thread block as fibers of one thread of the host.
+// CUDA C++. A thread block is a thread of the host, and its threads are fibers of that.
 //
-// Thread blocks run one after the other, in random order. The threads of one run in random order
-// too, each until it meets a barrier or talks to its warp: a missing barrier shows as a wrong
-// result, a barrier that not all threads reach as an error. What is not modelled: thread blocks
-// that run at the same time, the order in which other processors see stores, sizes and speed.
+// The thread blocks of a grid take turns, the threads of one run in random order, each until it
+// meets a barrier or talks to its warp; which thread block goes on is random too. So a missing
+// barrier shows as a wrong result, also where it is another thread block that must not see what is
+// half done, and a barrier that not all threads reach as an error. What is not modelled: the order
+// in which other processors see stores, sizes and speed.
 
 #ifndef SELECT_ATTN_OPS_TESTS_CUDA_EMULATOR_CUDA_RUNTIME_H_
 #define SELECT_ATTN_OPS_TESTS_CUDA_EMULATOR_CUDA_RUNTIME_H_
@@ -16,7 +17,7 @@
 #define __host__
 #define __device__
 #define __global__
-#define __shared__ static  // of the one thread block that runs
+#define __shared__ static thread_local  // a thread block is a thread of the host
 #define __launch_bounds__(...)
 
 struct EmulatedIndex {
@@ -25,7 +26,7 @@ struct EmulatedIndex {
 
 namespace cuda_emulator {
 
-// Runs `blocks` thread blocks of `threads` threads, each of which calls `kernel`. Throws
+// Runs `blocks` thread blocks of `threads` threads, which all call `kernel`. Throws
 // std::logic_error where the threads of a warp or of a thread block do not meet. The orders depend
 // on `seed`.
 void RunGrid(unsigned blocks, unsigned threads, unsigned seed, const std::function<void()>& kernel);
@@ -40,9 +41,9 @@ void Gather(uint64_t own, uint64_t (&values)[32]);
 
 }  // namespace cuda_emulator
 
-extern EmulatedIndex threadIdx;
-extern EmulatedIndex blockIdx;
-extern EmulatedIndex gridDim;
+extern thread_local EmulatedIndex threadIdx;
+extern thread_local EmulatedIndex blockIdx;
+extern thread_local EmulatedIndex gridDim;
 
 inline void __syncthreads() { cuda_emulator::Barrier(); }
 inline void __threadfence() {}
