@@ -18,10 +18,6 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-thread_local EmulatedIndex threadIdx = {0};
-thread_local EmulatedIndex blockIdx = {0};
-thread_local EmulatedIndex gridDim = {0};
-
 namespace cuda_emulator {
 namespace {
 

@@ -41,9 +41,10 @@ void Gather(uint64_t own, uint64_t (&values)[32]);
 
 }  // namespace cuda_emulator
 
-extern thread_local EmulatedIndex threadIdx;
-extern thread_local EmulatedIndex blockIdx;
-extern thread_local EmulatedIndex gridDim;
+// Defined here: GCC's sanitizer takes variables of this kind that are defined elsewhere for null.
+inline thread_local EmulatedIndex threadIdx = {0};
+inline thread_local EmulatedIndex blockIdx = {0};
+inline thread_local EmulatedIndex gridDim = {0};
 
 inline void __syncthreads() { cuda_emulator::Barrier(); }
 inline void __threadfence() {}
