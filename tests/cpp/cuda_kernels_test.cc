@@ -21,6 +21,12 @@ namespace select_attn::cuda {
 namespace {
 
 constexpr DLDevice kDevice = {kDLCUDA, 0};
+// The sanitizer makes the emulator several times slower.
+#ifdef __SANITIZE_ADDRESS__
+constexpr int kRounds = 16;
+#else
+constexpr int kRounds = 60;
+#endif
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
@@ -168,7 +174,7 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
 };
 
 TEST_P(CudaKernelsTest, QuestPrefillMetadata) {
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const Batch c = MakeBatch(round);
     Pool keys = MakePool(c.kv_blocks, c.block_size, c.heads, c.dim);
     Pool max = MakePool(c.metadata_blocks, c.rows, c.heads, c.dim);
@@ -252,7 +258,7 @@ TEST_P(CudaKernelsTest, QuestPrefillMetadata) {
 }
 
 TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const Batch c = MakeBatch(round);
     const int64_t group = Random(1, 3);
     const int64_t k = Random(1, 20);
@@ -425,7 +431,7 @@ TEST(CudaSelectedBlockTablesTest, LeavesOutWhatDoesNotExist) {
   const auto number = [&](int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
   };
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     emulated_device = {number(1, 5), static_cast<unsigned>(round)};
     const int64_t batch = number(1, 5), heads = number(1, 3), k = round == 7 ? 2048 : number(1, 70);
     const int64_t block_size = number(1, 9), columns = number(1, 60);
