@@ -491,24 +491,33 @@ def test_comparisons() -> None:
 
 
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--quick", "--profile"]) == 0
-    select, prefill = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        rf"{SELECT} \(bf16, 1 thread\): [\d.]+ GB/s from memory .*, [\d.]+ from the .* cache .*, "
-        r"both while scoring, which takes 0\.\d+ of the time; selecting 0\.\d+, the rest 0\.\d+",
-        select,
-    )
-    assert re.fullmatch(
-        rf"{PREFILL} \(bf16, 1 thread\): [\d.]+ GB/s from memory .*, [\d.]+ from the .* cache .*",
-        prefill,
-    )
+    target = runtime.simd_targets()[-1]
+    arguments = ["--quick", "--profile", "--filter", "line 3", "--simd-target", target]
+    assert command.main(arguments) == 0
+    *cases, select, prefill = capsys.readouterr().out.splitlines()
+    parts = {
+        SELECT: r"scoring; of a call: Python (\S+), C\+\+ around the kernel (\S+), "
+        r"selecting (\S+), the rest (\S+), scoring (\S+)",
+        PREFILL: r"running; of a call: Python (\S+), C\+\+ around the kernel (\S+), "
+        r"running (\S+)",
+    }
+    for line, operator in zip(cases, (SELECT, PREFILL), strict=True):
+        match = re.fullmatch(
+            rf"line 3: {operator} .* {target}: (\S+) of the ceiling, (\S+) while {parts[operator]}",
+            line,
+        )
+        assert match is not None, line
+        share, while_reading, *of_call = (float(number) for number in match.groups())
+        assert share <= while_reading
+        assert sum(of_call) == pytest.approx(1, abs=0.1)
+    for line, operator in ((select, SELECT), (prefill, PREFILL)):
+        ending = r": [\d.]+ GB/s from the second-level cache"
+        assert re.fullmatch(rf"{operator} \(bf16, 1 thread, {target}\){ending}", line)
 
 
-@pytest.mark.parametrize(
-    "option", [["--list"], ["--suite", "speed"], ["--simd-target", runtime.simd_targets()[-1]]]
-)
+@pytest.mark.parametrize("option", [["--check"], ["--json", "a"], ["--plot", "a"]])
 def test_profile_goes_alone(option: list[str]) -> None:
-    with pytest.raises(ValueError, match=f"only, got {option[0]}"):
+    with pytest.raises(ValueError, match=f"does not go with {option[0]}"):
         command.main(["--profile", *option])
 
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "core/block_ranges.h"
@@ -35,7 +36,7 @@ class PoolOrder {
   PoolOrder(int64_t batch, Range&& range, Table&& table) {
     const Places places = Survey(batch, range, table);
     if (!AreWorthSorting(batch, places)) return;
-    std::vector<int32_t> next(static_cast<size_t>(places.end - places.begin) + 1);
+    std::vector<int32_t> next(static_cast<size_t>(places.end - places.begin));
     const auto for_each = [&](auto&& fn) {
       for (int64_t b = 0; b < batch; ++b) {
         const BlockRange numbers = range(b);
@@ -45,8 +46,9 @@ class PoolOrder {
         }
       }
     };
-    for_each([&](int64_t /*b*/, int64_t /*j*/, size_t place) { ++next[place + 1]; });
-    for (size_t place = 1; place < next.size(); ++place) next[place] += next[place - 1];
+    for_each([&](int64_t /*b*/, int64_t /*j*/, size_t place) { ++next[place]; });
+    int32_t num_before = 0;
+    for (int32_t& count : next) num_before += std::exchange(count, num_before);
     blocks_.resize(static_cast<size_t>(places.blocks));
     for_each([&](int64_t b, int64_t j, size_t place) {
       blocks_[static_cast<size_t>(next[place]++)] = {static_cast<int32_t>(b),

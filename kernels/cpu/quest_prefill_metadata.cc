@@ -17,6 +17,7 @@
 #include "cpu/pool_order.h"
 #include "cpu/prefetch.h"
 #include "cpu/tiles.h"
+#include "cpu/upcoming.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/quest_prefill_metadata.cc"
@@ -103,54 +104,59 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
   });
 }
 
-// Merges num_tokens rows of `count` keys, as MergeTokens, in strips of a few vectors whose max and
-// min stay in registers. Asks for the same places of the rows that are next.
+// A strip: so many vectors of a row, whose max and min stay in registers from token to token.
+constexpr int kVectorsPerStrip = 4;
+
+// Keys of a row that make a strip; the last of a row may have fewer.
 template <typename Bits>
-HWY_INLINE void ReduceStrips(const Bits* HWY_RESTRICT keys, const Bits* next, int64_t stride,
-                             int64_t num_tokens, int64_t count, Bits* HWY_RESTRICT max,
-                             Bits* HWY_RESTRICT min) {
-  constexpr int kVectors = 4;
+HWY_INLINE int64_t StripSize() {
+  return kVectorsPerStrip * static_cast<int64_t>(hn::Lanes(hn::ScalableTag<Bits>()));
+}
+
+// Merges num_tokens rows of `count` keys, at most a strip, as MergeTokens.
+template <typename Bits>
+HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
+                            int64_t stride, int64_t num_tokens, int64_t count,
+                            Bits* HWY_RESTRICT max, Bits* HWY_RESTRICT min) {
   const hn::ScalableTag<Bits> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-  for (; i + kVectors * lanes <= count; i += kVectors * lanes) {
-    auto max0 = hn::LoadU(d, max + i);
-    auto max1 = hn::LoadU(d, max + i + lanes);
-    auto max2 = hn::LoadU(d, max + i + 2 * lanes);
-    auto max3 = hn::LoadU(d, max + i + 3 * lanes);
-    auto min0 = hn::LoadU(d, min + i);
-    auto min1 = hn::LoadU(d, min + i + lanes);
-    auto min2 = hn::LoadU(d, min + i + 2 * lanes);
-    auto min3 = hn::LoadU(d, min + i + 3 * lanes);
+  if (count < kVectorsPerStrip * lanes) {
     for (int64_t t = 0; t < num_tokens; ++t) {
-      const int64_t place = t * stride + i;
-      const auto merge = [&](int64_t vector, auto& vmax, auto& vmin) HWY_ATTR {
-        // A strip is made of whole lines, so its own offset makes no difference.
-        PrefetchVector(d, vector * lanes, next + place + vector * lanes, PrefetchToL2);
-        const auto key = Ordered(d, hn::LoadU(d, keys + place + vector * lanes));
-        vmax = hn::Max(vmax, key);
-        vmin = hn::Min(vmin, key);
-      };
-      merge(0, max0, min0);
-      merge(1, max1, min1);
-      merge(2, max2, min2);
-      merge(3, max3, min3);
+      const int64_t row = t * stride;
+      MergeTokens<1>(keys + row, to_l1 + row, to_l2 + row, stride, count, max, min);
     }
-    hn::StoreU(max0, d, max + i);
-    hn::StoreU(max1, d, max + i + lanes);
-    hn::StoreU(max2, d, max + i + 2 * lanes);
-    hn::StoreU(max3, d, max + i + 3 * lanes);
-    hn::StoreU(min0, d, min + i);
-    hn::StoreU(min1, d, min + i + lanes);
-    hn::StoreU(min2, d, min + i + 2 * lanes);
-    hn::StoreU(min3, d, min + i + 3 * lanes);
+    return;
   }
-  if (i == count) return;
+  auto max0 = hn::LoadU(d, max);
+  auto max1 = hn::LoadU(d, max + lanes);
+  auto max2 = hn::LoadU(d, max + 2 * lanes);
+  auto max3 = hn::LoadU(d, max + 3 * lanes);
+  auto min0 = hn::LoadU(d, min);
+  auto min1 = hn::LoadU(d, min + lanes);
+  auto min2 = hn::LoadU(d, min + 2 * lanes);
+  auto min3 = hn::LoadU(d, min + 3 * lanes);
   for (int64_t t = 0; t < num_tokens; ++t) {
-    const Bits* row = keys + t * stride + i;
-    const Bits* later = next + t * stride + i;
-    MergeTokens<1>(row, row, later, stride, count - i, max + i, min + i);
+    const auto merge = [&](int64_t i, auto& vmax, auto& vmin) HWY_ATTR {
+      const int64_t place = t * stride + i;
+      PrefetchVector(d, i, to_l1 + place, PrefetchToL1);
+      PrefetchVector(d, i, to_l2 + place, PrefetchToL2);
+      const auto key = Ordered(d, hn::LoadU(d, keys + place));
+      vmax = hn::Max(vmax, key);
+      vmin = hn::Min(vmin, key);
+    };
+    merge(0, max0, min0);
+    merge(lanes, max1, min1);
+    merge(2 * lanes, max2, min2);
+    merge(3 * lanes, max3, min3);
   }
+  hn::StoreU(max0, d, max);
+  hn::StoreU(max1, d, max + lanes);
+  hn::StoreU(max2, d, max + 2 * lanes);
+  hn::StoreU(max3, d, max + 3 * lanes);
+  hn::StoreU(min0, d, min);
+  hn::StoreU(min1, d, min + lanes);
+  hn::StoreU(min2, d, min + 2 * lanes);
+  hn::StoreU(min3, d, min + 3 * lanes);
 }
 
 // Turns ordered integers back into floats; both are NaN if a NaN was among the keys.
@@ -200,10 +206,16 @@ class MetadataPass {
   using Bits = typename Type::Bits;
 
  public:
-  explicit MetadataPass(const QuestPrefillMetadataParams& p) : p_(p) {
+  explicit MetadataPass(const QuestPrefillMetadataParams& p)
+      : p_(p), piece_size_(p.num_kv_heads * p.head_dim) {
     int64_t num_blocks = 0;
     for (int64_t b = 0; b < p.batch; ++b) num_blocks += NumBlocks(b);
     past_caches_ = num_blocks > kBytesOfALargePass / block_bytes();
+    if (p.num_kv_heads > 1 && p.k_cache_strides[2] != p.head_dim) {
+      num_pieces_ = p.num_kv_heads;
+      piece_size_ = p.head_dim;
+      piece_stride_ = p.k_cache_strides[2];
+    }
   }
 
   void Run() const {
@@ -251,12 +263,6 @@ class MetadataPass {
     return p_.block_size * p_.num_kv_heads * p_.head_dim * int64_t{sizeof(Bits)};
   }
 
-  // Of block j of request b, the first token's first head.
-  const Bits* Keys(int64_t b, int64_t j) const {
-    const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
-    return static_cast<const Bits*>(p_.k_cache) + block * p_.k_cache_strides[0];
-  }
-
   // The blocks that are read.
   PoolOrder BlocksInPool() const {
     return PoolOrder(
@@ -267,7 +273,49 @@ class MetadataPass {
   struct Block {
     int64_t b;  // request
     int64_t j;  // KV block within it
+    const Bits* keys;
   };
+
+  // Goes through the strips of the upcoming blocks, piece by piece, so many bytes ahead of the
+  // work.
+  class Cursor {
+   public:
+    Cursor(const MetadataPass& pass, int64_t bytes_ahead) : pass_(pass) {
+      const int64_t tokens = pass.p_.block_size;
+      const int64_t strip = std::min(pass.piece_size_, StripSize<Bits>());
+      const int64_t bytes = tokens * strip * int64_t{sizeof(Bits)};
+      for (int64_t i = 0; i < std::max<int64_t>(bytes_ahead / bytes, 1); ++i) Advance();
+    }
+
+    const Bits* Keys(const Upcoming<Block>& upcoming) const {
+      return upcoming[block_].keys + piece_ * pass_.piece_stride_ + strip_;
+    }
+
+    // To the next strip.
+    void Advance() {
+      strip_ += StripSize<Bits>();
+      if (strip_ < pass_.piece_size_) return;
+      strip_ = 0;
+      if (++piece_ < pass_.num_pieces_) return;
+      piece_ = 0;
+      ++block_;
+    }
+
+    // When the work goes on to the next block.
+    void LeaveBlock() { --block_; }
+
+   private:
+    const MetadataPass& pass_;
+    int64_t block_ = 0;  // after the one at work
+    int64_t piece_ = 0;
+    int64_t strip_ = 0;  // its first key, within the piece
+  };
+
+  // Block j of request b.
+  Block BlockOf(int64_t b, int64_t j) const {
+    const int64_t place = p_.block_tables[b * p_.block_tables_stride + j];
+    return {b, j, static_cast<const Bits*>(p_.k_cache) + place * p_.k_cache_strides[0]};
+  }
 
   void RunInTiles() const {
     const Tiles tiles(p_.batch, block_bytes(), [this](int64_t b) { return NumBlocks(b); });
@@ -275,7 +323,7 @@ class MetadataPass {
       Tiles::Tile tile = {0, 0, 0};
       UpdateBlocks([&](Block& block) {
         if (tile.begin == tile.end && !queue.Take(tile)) return false;
-        block = {tile.b, BlocksToUpdate(p_, tile.b).begin + tile.begin};
+        block = BlockOf(tile.b, BlocksToUpdate(p_, tile.b).begin + tile.begin);
         ++tile.begin;
         return true;
       });
@@ -287,51 +335,57 @@ class MetadataPass {
       UpdateBlocks([&](Block& block) {
         PoolOrder::Block in_pool;
         if (!queue.Take(in_pool)) return false;
-        block = {in_pool.request, in_pool.number};
+        block = BlockOf(in_pool.request, in_pool.number);
         return true;
       });
     });
   }
 
-  // Writes the metadata of every block that take(block) gives, until it gives none. Each is taken
-  // before the one before it is read, so that its keys can be asked for in time.
+  // Writes the metadata of every block that take(block) gives, until it gives none.
   template <typename Take>
   void UpdateBlocks(Take&& take) const {
-    Block block;
-    bool more = take(block);
-    if (!more) return;
+    Upcoming<Block> upcoming(kAheadToL2 / block_bytes());
+    if (!upcoming.Fill(take)) return;
     Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-    while (more) {
-      Block next = block;
-      more = take(next);
-      ReduceBlock(block, next, accumulators);
+    Cursor near(*this, kAheadToL1);
+    Cursor far(*this, kAheadToL2);
+    do {
+      const Block& block = upcoming[0];
+      ReduceBlock(upcoming, near, far, accumulators);
       StoreBlock(block, accumulators);
       const BlockRange range = BlocksToUpdate(p_, block.b);
       if (block.j == range.end - 1) ClearRowsBehind(block.b, range);
-      block = next;
-    }
+      upcoming.Advance();
+      near.LeaveBlock();
+      far.LeaveBlock();
+    } while (upcoming.Fill(take));
     if (past_caches_) hwy::FlushStream();
   }
 
   // Leaves the maxima and minima of the keys of a block in `accumulators`, and asks for those of
-  // the next one.
-  void ReduceBlock(const Block& block, const Block& next, Accumulators& accumulators) const {
-    const int64_t num_tokens = NumTokens(p_, block.b, block.j);
-    const Bits* keys = Keys(block.b, block.j);
-    const Bits* next_keys = Keys(next.b, next.j);
+  // blocks to come.
+  void ReduceBlock(const Upcoming<Block>& upcoming, Cursor& near, Cursor& far,
+                   Accumulators& accumulators) const {
     accumulators.Reset();
+    const Block& block = upcoming[0];
+    const int64_t num_tokens = NumTokens(p_, block.b, block.j);
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();
-    const int64_t head_stride = p_.k_cache_strides[2];
-    if (head_stride == p_.head_dim || p_.num_kv_heads == 1) {
-      ReduceTokens(keys, next_keys, num_tokens, p_.num_kv_heads * p_.head_dim, max, min);
-      return;
-    }
-    for (int64_t n = 0; n < p_.num_kv_heads; ++n) {
-      const Bits* head = keys + n * head_stride;
-      const bool is_last = n == p_.num_kv_heads - 1;
-      ReduceTokens(head, is_last ? next_keys : head + head_stride, num_tokens, p_.head_dim,
-                   max + n * p_.head_dim, min + n * p_.head_dim);
+    for (int64_t piece = 0; piece < num_pieces_; ++piece) {
+      const Bits* keys = block.keys + piece * piece_stride_;
+      const bool is_last = piece == num_pieces_ - 1;
+      const Bits* next = is_last ? upcoming[1].keys : keys + piece_stride_;
+      const bool is_done = ReduceParts(keys, next, num_tokens, max, min);
+      for (int64_t i = 0; i < piece_size_; i += StripSize<Bits>()) {
+        if (!is_done) {
+          ReduceStrip(keys + i, near.Keys(upcoming), far.Keys(upcoming), p_.k_cache_strides[1],
+                      num_tokens, std::min(StripSize<Bits>(), piece_size_ - i), max + i, min + i);
+        }
+        near.Advance();
+        far.Advance();
+      }
+      max += piece_size_;
+      min += piece_size_;
     }
   }
 
@@ -349,19 +403,18 @@ class MetadataPass {
     }
   }
 
-  // The parts of a block are read side by side, so that max and min are loaded and stored once for
-  // a token of each. Hardware prefetches a few long streams, but loses track of streams that share
-  // a page: blocks with so little memory are read in one go.
-  void ReduceTokens(const Bits* keys, const Bits* next, int64_t num_tokens, int64_t count,
-                    Bits* max, Bits* min) const {
+  // Reduces a piece of a block that is long enough for it as four parts, read side by side, so that
+  // max and min are loaded and stored once for a token of each; asks for the piece that is next.
+  // False, and nothing done, for a shorter one: hardware prefetches a few long streams, but loses
+  // track of streams that share a page.
+  bool ReduceParts(const Bits* keys, const Bits* next, int64_t num_tokens, Bits* max,
+                   Bits* min) const {
     constexpr int kParts = 4;
     constexpr int64_t kPageBytes = 4096;
+    const int64_t count = piece_size_;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
-    if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) {
-      ReduceStrips(keys, next, stride, num_tokens, count, max, min);
-      return;
-    }
+    if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) return false;
     // What is read in the first part so many bytes after row t, which may be in the first part of
     // the next block; the other parts are like it. Rows with gaps between them are counted whole.
     const auto ahead = [&](int64_t t, int64_t bytes) {
@@ -380,6 +433,7 @@ class MetadataPass {
       const Bits* row = keys + t * stride;
       MergeTokens<1>(row, row, row, stride, count, max, min);
     }
+    return true;
   }
 
   // Zeroes the rows behind the last one in its metadata block, if the call writes row 0 of that.
@@ -399,6 +453,10 @@ class MetadataPass {
   }
 
   const QuestPrefillMetadataParams& p_;
+  // The keys of a token lie side by side in pieces: one for all heads, or one for each.
+  int64_t num_pieces_ = 1;
+  int64_t piece_size_;
+  int64_t piece_stride_ = 0;
   bool past_caches_ = false;  // whether rows are stored past the caches
 };
 

@@ -15,7 +15,7 @@ import torch
 
 from .. import runtime
 from . import report
-from .cases import DTYPES, Spec, WrongResultError, build
+from .cases import DTYPES, TABLES, Spec, WrongResultError, build
 from .comparisons import COMPARISONS, Finding, beside_alternatives
 from .measuring import QUICK, THOROUGH
 from .plot import pyplot, write_plot
@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="small data, to see that it works")
     parser.add_argument(
-        "--profile", action="store_true", help="only say where the time of a call goes"
+        "--profile",
+        action="store_true",
+        help="only say where the time of a call goes (default suite: speed)",
     )
     parser.add_argument(
         "--check", action="store_true", help="only check the results, and measure nothing"
@@ -67,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _suites(options: argparse.Namespace) -> list[str]:
     on_cpu = torch.device(options.device).type == "cpu"
+    if options.profile and not options.suite:
+        return ["speed"]
     return list(options.suite or (name for name in SUITES if name != "gpu" or not on_cpu))
 
 
@@ -118,10 +122,9 @@ def _refuse_on_device(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_profile(options: argparse.Namespace) -> None:
-    for name in ("suite", "filter", "dtype", "threads", "simd_target", "list", "json", "plot"):
+    for name in ("check", "json", "plot"):
         if getattr(options, name):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"--profile goes with --device and --quick only, got {option}")
+            raise ValueError(f"--profile does not go with --{name}")
 
 
 def _check(runner: Runner, specs: Sequence[Spec]) -> int:
@@ -146,13 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
     specs, comparisons = _specs(options), _comparisons(options)
     if options.profile:
         _refuse_beside_profile(options)
-        print(*profile(Runner(device, QUICK if options.quick else THOROUGH)), sep="\n")
-        return 0
+        specs, comparisons = [spec for spec in specs if spec.shape.operator != TABLES], []
     if options.list:
         print(*(spec.name for spec in specs), *comparisons, sep="\n")
         return 0
     if not specs and not comparisons:
         raise ValueError("no case is left: --list prints those there are")
+    if options.profile:
+        for line in profile(Runner(device, QUICK if options.quick else THOROUGH), specs):
+            print(line, flush=True)
+        return 0
     if options.plot:
         pyplot()  # whose absence should not come as a surprise at the end
         if not any(spec.label == "context" for spec in specs):

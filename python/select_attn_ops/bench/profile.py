@@ -3,63 +3,79 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from .cases import PREFILL, SELECT, Shape, Spec, build
+from .cases import PREFILL, SELECT, Case, Shape, Spec
 from .runner import Runner
 from .stopwatch import Laps
 
-_K = 1 << 10
+_CALLS = 60
 
-# Far more than the last cache holds; and half a mebibyte, which the second-level cache of a
-# processor holds and the first-level one does not.
-_SHAPES = {
-    SELECT: (Shape(SELECT, (64 * _K,) * 32), Shape(SELECT, (16 * _K,))),
-    PREFILL: (Shape(PREFILL, (16 * _K,) * 4), Shape(PREFILL, (256,), rows=1)),
-}
+# Half a mebibyte, which the second-level cache of a processor holds and the first-level one does
+# not.
+_IN_CACHE = {SELECT: Shape(SELECT, (16 << 10,)), PREFILL: Shape(PREFILL, (256,), rows=1)}
 
 
-def profile(runner: Runner) -> Iterator[str]:
-    """Per operator, a line: its rates on one thread, and where the time goes.
+def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
+    """Say per case which part of a call's time goes where, then how fast the arithmetic alone is.
 
     Parameters
     ----------
     runner : Runner
-        Says how long to measure. The operators run on one thread: the laps of several, side by
-        side, do not add up to the time of a call.
+        Measures.
+    specs : sequence of Spec
+        The cases, of `SELECT` and `PREFILL`. The times of threads that run side by side are taken
+        to be alike.
 
     Yields
     ------
     str
         A line for people.
     """
-    for operator, (large, small) in _SHAPES.items():
-        from_memory, laps = _measure(runner, large, runner.rotated_bytes, 50)
-        from_cache, _ = _measure(runner, small, 0, 2000)
-        line = (
-            f"{operator} (bf16, 1 thread): {from_memory:.2f} GB/s from memory ({large}), "
-            f"{from_cache:.2f} from the second-level cache ({small})"
-        )
-        if operator == SELECT:
-            scoring = statistics.median(each.scoring / each.kernel for each in laps)
-            selection = statistics.median(each.selection / each.kernel for each in laps)
-            line += (
-                f", both while scoring, which takes {scoring:.3f} of the time; selecting "
-                f"{selection:.3f}, the rest {1 - scoring - selection:.3f}"
-            )
-        yield line
+    for spec in specs:
+        yield _shares(runner, spec)
+    kinds = [(spec.shape.operator, spec.dtype, spec.simd_target) for spec in specs]
+    for operator, dtype, simd_target in dict.fromkeys(kinds):
+        spec = Spec(_IN_CACHE[operator], dtype, 1, simd_target, warm=True)
+        with runner.setting(spec.threads, spec.simd_target):
+            case = runner.build(spec)
+            rate = case.bytes_per_call / statistics.median(map(_reading, _laps(runner, case)))
+        target = simd_target or runner.simd_target
+        at_rate = f"{rate:.1f} GB/s from the second-level cache"
+        yield f"{operator} ({dtype}, 1 thread, {target}): {at_rate}"
 
 
-def _measure(
-    runner: Runner, shape: Shape, rotated_bytes: int, repeats: int
-) -> tuple[float, list[Laps]]:
-    """GB/s while a shape's bytes are read, and the laps of all calls."""
-    case = build(Spec(shape), runner.device, rotated_bytes)
-    with runner.setting(threads=1):
-        case.check()
-        laps = [
-            Laps.of(case.calls[i % len(case.calls)])
-            for i in range(5 if runner.effort.small else repeats)
-        ]
-    reading = statistics.median(each.scoring or each.kernel for each in laps)
-    return case.bytes_per_call / reading, laps
+def _laps(runner: Runner, case: Case) -> list[Laps]:
+    count = 5 if runner.effort.small else _CALLS
+    for call in case.calls:
+        call()
+    return [Laps.of(case.calls[i % len(case.calls)]) for i in range(count)]
+
+
+def _reading(laps: Laps) -> int:
+    return laps.scoring or laps.kernel
+
+
+def _shares(runner: Runner, spec: Spec) -> str:
+    case = runner.build(spec)
+    with runner.setting(spec.threads, spec.simd_target):
+        share = runner.measure(case, beside_alternatives=False).share.median
+        laps = _laps(runner, case)
+    threads = spec.threads or runner.threads
+    python = statistics.median(1 - each.call / each.python for each in laps)
+    wrapper = statistics.median((each.call - each.kernel) / each.python for each in laps)
+    parts = {"Python": python, "C++ around the kernel": wrapper}
+    doing = "running"
+    if spec.shape.operator == SELECT:
+        doing = "scoring"
+        selecting = statistics.median(each.selection / threads / each.python for each in laps)
+        parts["selecting"] = selecting
+    reading = statistics.median(_reading(each) / each.python for each in laps)
+    if spec.shape.operator == SELECT:
+        reading /= threads
+        parts["the rest"] = 1 - sum(parts.values()) - reading
+    text = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
+    return (
+        f"{spec.name}: {share:.3f} of the ceiling, {share / reading:.3f} while {doing}; of a call: "
+        f"{text}, {doing} {reading:.3f}"
+    )

@@ -149,10 +149,12 @@ class Runner:
         with self.setting(spec.threads, spec.simd_target):
             return self.measure(case, spec.compiled)
 
-    def measure(self, case: Case, compiled: bool = False) -> Result:
+    def measure(
+        self, case: Case, compiled: bool = False, beside_alternatives: bool = True
+    ) -> Result:
         """Check and measure a case in the present setting."""
         case.check()
-        others, skipped = self._alternatives(case, compiled)
+        others, skipped = self._alternatives(case, compiled) if beside_alternatives else ({}, {})
         for _ in range(_ATTEMPTS):
             result = self._measure(case, others, skipped)
             if result.credible:
