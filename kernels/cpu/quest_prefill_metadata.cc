@@ -104,8 +104,9 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
   });
 }
 
-// A strip: so many vectors of a row, whose max and min stay in registers from token to token.
+// A strip: so many vectors of the rows of so many tokens, whose max and min stay in registers.
 constexpr int kVectorsPerStrip = 4;
+constexpr int64_t kTokensPerStrip = 16;
 
 // Keys of a row that make a strip; the last of a row may have fewer.
 template <typename Bits>
@@ -216,6 +217,8 @@ class MetadataPass {
       piece_size_ = p.head_dim;
       piece_stride_ = p.k_cache_strides[2];
     }
+    near_ = Ahead(kAheadToL1);
+    far_ = Ahead(kAheadToL2);
   }
 
   void Run() const {
@@ -276,40 +279,42 @@ class MetadataPass {
     const Bits* keys;
   };
 
-  // Goes through the strips of the upcoming blocks, piece by piece, so many bytes ahead of the
-  // work.
-  class Cursor {
-   public:
-    Cursor(const MetadataPass& pass, int64_t bytes_ahead) : pass_(pass) {
-      const int64_t tokens = pass.p_.block_size;
-      const int64_t strip = std::min(pass.piece_size_, StripSize<Bits>());
-      const int64_t bytes = tokens * strip * int64_t{sizeof(Bits)};
-      for (int64_t i = 0; i < std::max<int64_t>(bytes_ahead / bytes, 1); ++i) Advance();
-    }
-
-    const Bits* Keys(const Upcoming<Block>& upcoming) const {
-      return upcoming[block_].keys + piece_ * pass_.piece_stride_ + strip_;
-    }
-
-    // To the next strip.
-    void Advance() {
-      strip_ += StripSize<Bits>();
-      if (strip_ < pass_.piece_size_) return;
-      strip_ = 0;
-      if (++piece_ < pass_.num_pieces_) return;
-      piece_ = 0;
-      ++block_;
-    }
-
-    // When the work goes on to the next block.
-    void LeaveBlock() { --block_; }
-
-   private:
-    const MetadataPass& pass_;
-    int64_t block_ = 0;  // after the one at work
-    int64_t piece_ = 0;
-    int64_t strip_ = 0;  // its first key, within the piece
+  // A place in the keys of the upcoming blocks, in the order in which Advance goes.
+  struct Position {
+    int64_t block = 0;  // after the one at work
+    int64_t token = 0;
+    int64_t piece = 0;
+    int64_t key = 0;  // of the piece
   };
+
+  // Goes on by the keys of some tokens in a strip: through the pieces of these tokens first, which
+  // are neighbours in many caches.
+  void Advance(Position& at) const {
+    at.key += StripSize<Bits>();
+    if (at.key < piece_size_) return;
+    at.key = 0;
+    if (++at.piece < num_pieces_) return;
+    at.piece = 0;
+    at.token += kTokensPerStrip;
+    if (at.token < p_.block_size) return;
+    at.token = 0;
+    ++at.block;
+  }
+
+  // From the beginning of a block so many bytes ahead, at least a strip.
+  Position Ahead(int64_t bytes) const {
+    const int64_t tokens = std::min(p_.block_size, kTokensPerStrip);
+    const int64_t keys = std::min(piece_size_, StripSize<Bits>());
+    const int64_t strips = bytes / (tokens * keys * int64_t{sizeof(Bits)});
+    Position at;
+    for (int64_t i = 0; i < std::max<int64_t>(strips, 1); ++i) Advance(at);
+    return at;
+  }
+
+  const Bits* KeysAt(const Upcoming<Block>& upcoming, const Position& at) const {
+    return upcoming[at.block].keys + at.token * p_.k_cache_strides[1] + at.piece * piece_stride_ +
+           at.key;
+  }
 
   // Block j of request b.
   Block BlockOf(int64_t b, int64_t j) const {
@@ -345,47 +350,43 @@ class MetadataPass {
   template <typename Take>
   void UpdateBlocks(Take&& take) const {
     Upcoming<Block> upcoming(kAheadToL2 / block_bytes());
-    if (!upcoming.Fill(take)) return;
     Accumulators accumulators(p_.num_kv_heads * p_.head_dim);
-    Cursor near(*this, kAheadToL1);
-    Cursor far(*this, kAheadToL2);
-    do {
+    for (;; upcoming.Advance()) {
+      while (upcoming.wants_more()) {
+        Block block;
+        if (take(block)) {
+          upcoming.Push(block);
+        } else {
+          upcoming.End();
+        }
+      }
+      if (upcoming.empty()) break;
+      ReduceBlock(upcoming, accumulators);
       const Block& block = upcoming[0];
-      ReduceBlock(upcoming, near, far, accumulators);
       StoreBlock(block, accumulators);
       const BlockRange range = BlocksToUpdate(p_, block.b);
       if (block.j == range.end - 1) ClearRowsBehind(block.b, range);
-      upcoming.Advance();
-      near.LeaveBlock();
-      far.LeaveBlock();
-    } while (upcoming.Fill(take));
+    }
     if (past_caches_) hwy::FlushStream();
   }
 
   // Leaves the maxima and minima of the keys of a block in `accumulators`, and asks for those of
   // blocks to come.
-  void ReduceBlock(const Upcoming<Block>& upcoming, Cursor& near, Cursor& far,
-                   Accumulators& accumulators) const {
+  void ReduceBlock(const Upcoming<Block>& upcoming, Accumulators& accumulators) const {
     accumulators.Reset();
-    const Block& block = upcoming[0];
-    const int64_t num_tokens = NumTokens(p_, block.b, block.j);
     Bits* max = accumulators.max.data();
     Bits* min = accumulators.min.data();
-    for (int64_t piece = 0; piece < num_pieces_; ++piece) {
-      const Bits* keys = block.keys + piece * piece_stride_;
-      const bool is_last = piece == num_pieces_ - 1;
-      const Bits* next = is_last ? upcoming[1].keys : keys + piece_stride_;
-      const bool is_done = ReduceParts(keys, next, num_tokens, max, min);
-      for (int64_t i = 0; i < piece_size_; i += StripSize<Bits>()) {
-        if (!is_done) {
-          ReduceStrip(keys + i, near.Keys(upcoming), far.Keys(upcoming), p_.k_cache_strides[1],
-                      num_tokens, std::min(StripSize<Bits>(), piece_size_ - i), max + i, min + i);
-        }
-        near.Advance();
-        far.Advance();
-      }
-      max += piece_size_;
-      min += piece_size_;
+    const int64_t num_tokens = NumTokens(p_, upcoming[0].b, upcoming[0].j);
+    if (ReduceParts(upcoming, num_tokens, max, min)) return;
+    Position near = near_;
+    Position far = far_;
+    for (Position at; at.block == 0 && at.token < num_tokens; Advance(at)) {
+      const int64_t first = at.piece * piece_size_ + at.key;
+      ReduceStrip(KeysAt(upcoming, at), KeysAt(upcoming, near), KeysAt(upcoming, far),
+                  p_.k_cache_strides[1], std::min(kTokensPerStrip, num_tokens - at.token),
+                  std::min(StripSize<Bits>(), piece_size_ - at.key), max + first, min + first);
+      Advance(near);
+      Advance(far);
     }
   }
 
@@ -403,18 +404,20 @@ class MetadataPass {
     }
   }
 
-  // Reduces a piece of a block that is long enough for it as four parts, read side by side, so that
-  // max and min are loaded and stored once for a token of each; asks for the piece that is next.
-  // False, and nothing done, for a shorter one: hardware prefetches a few long streams, but loses
-  // track of streams that share a page.
-  bool ReduceParts(const Bits* keys, const Bits* next, int64_t num_tokens, Bits* max,
+  // Reduces a block as four parts, read side by side, so that max and min are loaded and stored
+  // once for a token of each; asks for the block that is next. False, and nothing done, for a block
+  // in several pieces or a shorter one: hardware prefetches a few long streams, but loses track of
+  // streams that share a page.
+  bool ReduceParts(const Upcoming<Block>& upcoming, int64_t num_tokens, Bits* max,
                    Bits* min) const {
     constexpr int kParts = 4;
     constexpr int64_t kPageBytes = 4096;
     const int64_t count = piece_size_;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
-    if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) return false;
+    if (num_pieces_ > 1 || part * count * int64_t{sizeof(Bits)} < kPageBytes) return false;
+    const Bits* keys = upcoming[0].keys;
+    const Bits* next = upcoming[1].keys;
     // What is read in the first part so many bytes after row t, which may be in the first part of
     // the next block; the other parts are like it. Rows with gaps between them are counted whole.
     const auto ahead = [&](int64_t t, int64_t bytes) {
@@ -457,6 +460,8 @@ class MetadataPass {
   int64_t num_pieces_ = 1;
   int64_t piece_size_;
   int64_t piece_stride_ = 0;
+  Position near_;  // what to ask for when a block begins
+  Position far_;
   bool past_caches_ = false;  // whether rows are stored past the caches
 };
 

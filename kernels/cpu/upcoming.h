@@ -8,7 +8,8 @@
 
 namespace select_attn::cpu {
 
-// The item that is at work, and those that come after it.
+// The item that is at work, and those that come after it. Calls nothing back, since code that is
+// compiled for a SIMD target cannot be inlined here.
 template <typename Item>
 class Upcoming {
  public:
@@ -17,16 +18,13 @@ class Upcoming {
   // Keeps `ahead` items besides the one at work, at most kMostAhead, at least one.
   explicit Upcoming(int64_t ahead) : ahead_(std::clamp<int64_t>(ahead, 1, kMostAhead)) {}
 
-  // Takes items, by take(item), which is false if there are no more, until enough of them are
-  // known; false if there is none to work at.
-  template <typename Take>
-  bool Fill(Take&& take) {
-    while (more_ && end_ <= now_ + ahead_) {
-      more_ = take(items_[end_ % kSize]);
-      if (more_) ++end_;
-    }
-    return now_ < end_;
-  }
+  // Whether an item is to be taken now: to be pushed, or else the end to be told.
+  bool wants_more() const { return !is_end_ && end_ <= now_ + ahead_; }
+  void Push(const Item& item) { items_[end_++ % kSize] = item; }
+  void End() { is_end_ = true; }
+
+  // Whether there is none to work at.
+  bool empty() const { return now_ == end_; }
 
   // Goes on to the next item.
   void Advance() { ++now_; }
@@ -43,7 +41,7 @@ class Upcoming {
   Item items_[kSize];
   int64_t now_ = 0;  // counted from the first item of all
   int64_t end_ = 0;
-  bool more_ = true;
+  bool is_end_ = false;
 };
 
 }  // namespace select_attn::cpu
