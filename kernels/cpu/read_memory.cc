@@ -19,7 +19,6 @@
 #define HWY_TARGET_INCLUDE "cpu/read_memory.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -56,9 +55,13 @@ HWY_INLINE void ReadRest(const uint8_t* from, int64_t count, VU8& bits) {
   if (i < count) bits = hn::Or(bits, LoadPart(from + i, count - i));
 }
 
+constexpr int64_t kFarOverNear = kAheadToL2 / kAheadToL1;
+
+enum class Ahead { kNot, kOnce, kTwice };
+
 // The longest part of the next `count` bytes of every stream that is whole groups of vectors, in
 // turn a group of each. Returns its length.
-template <int kStreams, bool kPrefetch>
+template <int kStreams, Ahead kAhead>
 HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64_t ahead,
                                VU8& bits) {
   const DU8 d;
@@ -73,8 +76,11 @@ HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64
   for (; i + group <= count; i += group) {
     for (int s = 0; s < kStreams; ++s) {
       const uint8_t* at = from[s] + i;
-      if (kPrefetch) {
-        for (int64_t line = 0; line < group; line += kCacheLine) hwy::Prefetch(at + ahead + line);
+      if (kAhead != Ahead::kNot) {
+        for (int64_t line = 0; line < group; line += kCacheLine) {
+          PrefetchToL1(at + ahead + line);
+          if (kAhead == Ahead::kTwice) PrefetchToL2(at + kFarOverNear * ahead + line);
+        }
       }
       a = hn::Or(a, hn::Load(d, at));
       b = hn::Or(b, hn::Load(d, at + vector));
@@ -86,7 +92,7 @@ HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64
   return i;
 }
 
-template <int kStreams, bool kPrefetch>
+template <int kStreams, Ahead kAhead>
 void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
   for (;;) {
     int64_t count = cursors[0].run();
@@ -99,7 +105,7 @@ void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
     if (count == 0) break;
     int64_t done = 0;
     if (alike && to_aligned == 0) {
-      done = ReadVectors<kStreams, kPrefetch>(cursors, count, ahead, bits);
+      done = ReadVectors<kStreams, kAhead>(cursors, count, ahead, bits);
     }
     if (done == 0) {
       done = alike && to_aligned > 0 ? std::min(count, to_aligned) : count;
@@ -118,10 +124,12 @@ void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
 template <int kStreams>
 VU8 ReadStreams(MemoryCursor* cursors, int64_t prefetch_bytes) {
   auto bits = hn::Zero(DU8());
-  if (prefetch_bytes > 0) {
-    ReadStreams<kStreams, true>(cursors, prefetch_bytes, bits);
+  if (prefetch_bytes == 0) {
+    ReadStreams<kStreams, Ahead::kNot>(cursors, 0, bits);
+  } else if (prefetch_bytes < kAheadToL1) {
+    ReadStreams<kStreams, Ahead::kOnce>(cursors, prefetch_bytes, bits);
   } else {
-    ReadStreams<kStreams, false>(cursors, 0, bits);
+    ReadStreams<kStreams, Ahead::kTwice>(cursors, prefetch_bytes, bits);
   }
   return bits;
 }

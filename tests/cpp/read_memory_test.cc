@@ -36,7 +36,7 @@ std::vector<ReadVariant> Variants() {
   std::vector<ReadVariant> variants;
   for (const int64_t streams : {1, 2, 4, 8}) {
     for (const int64_t chunk : {0, 64, 4096}) variants.push_back({streams, 0, chunk, false});
-    variants.push_back({streams, 256, 0, false});
+    for (const int64_t prefetch : {256, 4096}) variants.push_back({streams, prefetch, 0, false});
   }
   return variants;
 }

@@ -63,9 +63,15 @@ def ways_to_read(tensors: Sequence[torch.Tensor]) -> list[Way]:
     ways = [
         Way(*way, with_gaps=False)
         for way in itertools.product(
-            targets, (1, 2, 4, 8), (0, 256, 1024), (0, _MIB, 256 * _KIB, 64 * _KIB), (False, True)
+            targets,
+            (1, 2, 4, 8),
+            (0, 256, 1024, 4 * _KIB, 8 * _KIB),
+            (0, _MIB, 256 * _KIB, 64 * _KIB),
+            (False, True),
         )
-        if not way[4] or (alike and way[1] % len(tensors) == 0)
+        if (not way[4] or (alike and way[1] % len(tensors) == 0))
+        # So far ahead, small chunks would be over before anything comes of it.
+        and (way[2] < 4 * _KIB or way[3] in (0, _MIB))
     ]
     gappy = [tensor for tensor in tensors if not is_dense(tensor)]
     if gappy and all(span(tensor).numel() <= 4 * tensor.numel() for tensor in gappy):
