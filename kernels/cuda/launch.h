@@ -60,6 +60,23 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+// Why no kernel can run on a device, or null. A device that is not there is left to the launch.
+inline const char* UnsupportedDevice(DLDevice device) {
+  constexpr int kOldest = 8;  // compute capability, major
+  int major = 0;
+  int minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.device_id) !=
+          cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.device_id) !=
+          cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  if (major >= kOldest) return nullptr;
+  return Keep("the cuda backend needs a GPU of compute capability " + std::to_string(kOldest) +
+              ".0 or later, got " + std::to_string(major) + "." + std::to_string(minor));
+}
+
 // Thread blocks of kKernel that the current device, number `device`, holds at a time. Asked once.
 template <auto kKernel, int kThreads>
 cudaError_t ResidentBlocks(int device, int64_t& blocks) {

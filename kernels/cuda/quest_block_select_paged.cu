@@ -219,8 +219,9 @@ __global__ void __launch_bounds__(kThreads) SelectBlocks(const Arguments argumen
   }
 }
 
-const char* Unsupported(const QuestBlockSelectPagedParams& p, DLDevice /*device*/) {
-  const char* limit = UnsupportedHeadDim(p.head_dim);
+const char* Unsupported(const QuestBlockSelectPagedParams& p, DLDevice device) {
+  const char* limit = UnsupportedDevice(device);
+  if (limit == nullptr) limit = UnsupportedHeadDim(p.head_dim);
   return limit != nullptr ? limit : UnsupportedK(p.k);
 }
 

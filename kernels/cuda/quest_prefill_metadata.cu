@@ -189,8 +189,9 @@ __global__ void __launch_bounds__(kThreads, 2) UpdateMetadata(const Arguments ar
   }
 }
 
-const char* Unsupported(const QuestPrefillMetadataParams& p, DLDevice /*device*/) {
-  return UnsupportedHeadDim(p.head_dim);
+const char* Unsupported(const QuestPrefillMetadataParams& p, DLDevice device) {
+  const char* limit = UnsupportedDevice(device);
+  return limit != nullptr ? limit : UnsupportedHeadDim(p.head_dim);
 }
 
 template <class Element>

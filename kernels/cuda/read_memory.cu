@@ -115,8 +115,8 @@ LaunchFunction LaunchFor(const DeviceReadVariant& variant) {
   return nullptr;
 }
 
-const char* Unsupported(const ReadDeviceMemoryParams& p, DLDevice /*device*/) {
-  if (LaunchFor(p.variant) != nullptr) return nullptr;
+const char* Unsupported(const ReadDeviceMemoryParams& p, DLDevice device) {
+  if (LaunchFor(p.variant) != nullptr) return UnsupportedDevice(device);
   return "the cuda backend reads with 256 or 512 threads, 2, 4 or 8 loads of 8 or 16 bytes";
 }
 

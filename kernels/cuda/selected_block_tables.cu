@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kThreads) WriteRows(const SelectedBlockTablesP
   }
 }
 
-const char* Unsupported(const SelectedBlockTablesParams& p, DLDevice /*device*/) {
-  return UnsupportedK(p.k);
+const char* Unsupported(const SelectedBlockTablesParams& p, DLDevice device) {
+  const char* limit = UnsupportedDevice(device);
+  return limit != nullptr ? limit : UnsupportedK(p.k);
 }
 
 const char* Run(const SelectedBlockTablesParams& p, DLDevice device, Stream stream) {

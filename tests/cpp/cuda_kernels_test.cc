@@ -418,6 +418,67 @@ TEST_P(CudaKernelsTest, SelectsFromLongRows) {
   }
 }
 
+// Rows of three tiles, all of whose blocks are listed: a key that the thread block which selects
+// does not see yet is a block that is missing.
+TEST_P(CudaKernelsTest, SelectsWhatOtherThreadBlocksScored) {
+  constexpr int64_t kBatch = 2, kHeads = 3, kCount = 300, kDim = 8;
+  for (unsigned seed = 0; seed < kRounds / 2; ++seed) {
+    emulated_device = {Random(2, 18), seed};
+    Pool rows(GetParam(), 1, kCount, kHeads, kDim, false, 0, 0);
+    Pool query(GetParam(), kBatch, 1, kHeads, kDim, false, 0, 0);
+    std::fill(rows.values.begin(), rows.values.end(), 1.0f);
+    rows.Store();
+    query.Store();
+
+    QuestBlockSelectPagedParams p = {};
+    const std::vector<int32_t> tables(kBatch, 0);
+    const std::vector<int32_t> seq_lens(kBatch, kCount);
+    p.batch = kBatch;
+    p.num_heads = p.num_kv_heads = kHeads;
+    p.block_size = p.num_metadata_blocks = p.max_metadata_blocks_per_request = 1;
+    p.head_dim = kDim;
+    p.rows_per_metadata_block = p.k = kCount;
+    p.tokens_since_metadata_update = -1;
+    p.dtype = GetParam();
+    p.query = query.data(p.dtype);
+    p.query_strides[0] = query.strides[0];
+    p.query_strides[1] = query.strides[2];
+    p.maxblocks = p.minblocks = rows.data(p.dtype);
+    std::copy_n(rows.strides, 3, p.maxblocks_strides);
+    std::copy_n(rows.strides, 3, p.minblocks_strides);
+    p.metadata_block_tables = tables.data();
+    p.metadata_block_tables_stride = 1;
+    p.seq_lens = seq_lens.data();
+    std::vector<int32_t> out(static_cast<size_t>(kBatch * kHeads * kCount), -77);
+    p.selected_indices = out.data();
+    p.selected_indices_strides[0] = kHeads * kCount;
+    p.selected_indices_strides[1] = kCount;
+    SetWorkspace(p);
+    ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
+    ASSERT_TRUE(WorkspaceIsReady());
+    for (size_t i = 0; i < out.size(); ++i) {  // all scores are equal
+      ASSERT_EQ(out[i], static_cast<int32_t>(i % kCount)) << "seed " << seed;
+    }
+  }
+}
+
+TEST(CudaLimitsTest, EveryOperatorAsksWhetherTheDeviceWillDo) {
+  QuestPrefillMetadataParams prefill = {};
+  QuestBlockSelectPagedParams select = {};
+  SelectedBlockTablesParams tables = {};
+  prefill.head_dim = select.head_dim = 64;
+  select.k = tables.k = 1;
+  emulated_device = {1, 0};
+  EXPECT_EQ(QuestPrefillMetadata().unsupported(prefill, kDevice), nullptr);
+  EXPECT_EQ(QuestBlockSelectPaged().unsupported(select, kDevice), nullptr);
+  EXPECT_EQ(SelectedBlockTables().unsupported(tables, kDevice), nullptr);
+  emulated_device = {1, 0, "too old"};
+  EXPECT_STREQ(QuestPrefillMetadata().unsupported(prefill, kDevice), "too old");
+  EXPECT_STREQ(QuestBlockSelectPaged().unsupported(select, kDevice), "too old");
+  EXPECT_STREQ(SelectedBlockTables().unsupported(tables, kDevice), "too old");
+  emulated_device = {};
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, CudaKernelsTest,
                          testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
                          [](const auto& info) {

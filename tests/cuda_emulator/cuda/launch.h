@@ -17,8 +17,11 @@ namespace select_attn::cuda {
 struct EmulatedDevice {
   int64_t resident_blocks = 4;
   unsigned seed = 0;
+  const char* unsupported = nullptr;  // why no kernel can run on it
 };
 inline EmulatedDevice emulated_device;
+
+inline const char* UnsupportedDevice(DLDevice /*device*/) { return emulated_device.unsupported; }
 
 template <auto kKernel, int kThreads, typename Params>
 const char* Launch(const Params& params, int64_t most_blocks, DLDevice /*device*/,
