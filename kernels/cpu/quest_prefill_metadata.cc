@@ -81,6 +81,18 @@ HWY_INLINE void PrefetchVector(D d, int64_t i, const hn::TFromD<D>* at, Prefetch
   for (int64_t line = 0; line < lanes; line += kLine) prefetch(at + line);
 }
 
+// Merges the vector at element i of a row of keys into max and min, which hold ordered integers.
+// Asks for the same place of to_l1 and to_l2, which are rows that come later, or the row itself.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE void MergeVector(D d, int64_t i, const T* keys, const T* to_l1, const T* to_l2,
+                            hn::Vec<D>& max, hn::Vec<D>& min) {
+  PrefetchVector(d, i, to_l1 + i, PrefetchToL1);
+  PrefetchVector(d, i, to_l2 + i, PrefetchToL2);
+  const auto key = Ordered(d, hn::LoadU(d, keys + i));
+  max = hn::Max(max, key);
+  min = hn::Min(min, key);
+}
+
 // Merges kTokens rows of `count` keys, each `stride` after the one before, into max and min, which
 // hold ordered integers. Asks for the same places of to_l1 and to_l2, which are rows that come
 // later, or the rows themselves where there are none.
@@ -92,12 +104,8 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
     auto vmax = hn::LoadU(d, max + i);
     auto vmin = hn::LoadU(d, min + i);
     for (int t = 0; t < kTokens; ++t) {
-      const int64_t place = t * stride + i;
-      PrefetchVector(d, i, to_l1 + place, PrefetchToL1);
-      PrefetchVector(d, i, to_l2 + place, PrefetchToL2);
-      const auto key = Ordered(d, hn::LoadU(d, keys + place));
-      vmax = hn::Max(vmax, key);
-      vmin = hn::Min(vmin, key);
+      const int64_t row = t * stride;
+      MergeVector(d, i, keys + row, to_l1 + row, to_l2 + row, vmax, vmin);
     }
     hn::StoreU(vmax, d, max + i);
     hn::StoreU(vmin, d, min + i);
@@ -137,18 +145,13 @@ HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
   auto min2 = hn::LoadU(d, min + 2 * lanes);
   auto min3 = hn::LoadU(d, min + 3 * lanes);
   for (int64_t t = 0; t < num_tokens; ++t) {
-    const auto merge = [&](int64_t i, auto& vmax, auto& vmin) HWY_ATTR {
-      const int64_t place = t * stride + i;
-      PrefetchVector(d, i, to_l1 + place, PrefetchToL1);
-      PrefetchVector(d, i, to_l2 + place, PrefetchToL2);
-      const auto key = Ordered(d, hn::LoadU(d, keys + place));
-      vmax = hn::Max(vmax, key);
-      vmin = hn::Min(vmin, key);
-    };
-    merge(0, max0, min0);
-    merge(lanes, max1, min1);
-    merge(2 * lanes, max2, min2);
-    merge(3 * lanes, max3, min3);
+    const Bits* row = keys + t * stride;
+    const Bits* near = to_l1 + t * stride;
+    const Bits* far = to_l2 + t * stride;
+    MergeVector(d, 0, row, near, far, max0, min0);
+    MergeVector(d, lanes, row, near, far, max1, min1);
+    MergeVector(d, 2 * lanes, row, near, far, max2, min2);
+    MergeVector(d, 3 * lanes, row, near, far, max3, min3);
   }
   hn::StoreU(max0, d, max);
   hn::StoreU(max1, d, max + lanes);
