@@ -124,7 +124,8 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
     emulated_device = {Random(1, 5), static_cast<unsigned>(round)};
     Batch c;
     c.hostile = round % 2 == 1;
-    c.batch = Sometimes() ? Random(250, 300) : Random(1, 4);  // more than a walk looks at at once
+    // A walk looks at 256 requests at once: none, one or two rounds before the last.
+    c.batch = Sometimes() ? 256 * Random(1, 2) + Random(-3, 9) : Random(1, 4);
     c.heads = Random(1, 3);
     c.dim = 8 * (Sometimes() ? Random(17, 32) : Random(1, 16));
     c.block_size = Random(0, 3) == 0 ? Random(20, 80) : Random(1, 9);
@@ -370,15 +371,20 @@ TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
 // More scores than stay in shared memory, ties that cross every boundary, k up to the limit.
 TEST_P(CudaKernelsTest, SelectsFromLongRows) {
   constexpr int64_t kDim = 8;
-  for (const auto& [count, k, kinds] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
-           {300, 300, 2}, {4096, 16, 50}, {4097, 2048, 1}, {9000, 2048, 7}, {9000, 64, 5000}}) {
+  for (const auto& [count, k, kinds] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{300, 300, 2},
+                                                          {4096, 16, 50},
+                                                          {4097, 2048, 1},
+                                                          {4097, 2048, 7},
+                                                          {9000, 2048, 7},
+                                                          {9000, 64, 5000}}) {
     emulated_device = {Random(1, 40), static_cast<unsigned>(count)};
     Pool rows(GetParam(), 1, count, 1, kDim, false, 0, 0);
     Pool query(GetParam(), 1, 1, 1, kDim, false, 0, 0);
     std::vector<std::pair<float, int64_t>> ranked;
     for (int64_t j = 0; j < count; ++j) {
       // Two digits, each exact in every dtype.
-      const auto kind = static_cast<float>(Random(0, kinds - 1));
+      const auto kind = static_cast<float>(j == count - 1 ? kinds - 1 : Random(0, kinds - 1));
       rows.At(0, j, 0, 0) = std::floor(kind / 64.0f);
       rows.At(0, j, 0, 1) = std::fmod(kind, 64.0f);
       ranked.emplace_back(-kind, j);
@@ -463,6 +469,49 @@ TEST_P(CudaKernelsTest, SelectsWhatOtherThreadBlocksScored) {
   }
 }
 
+// The first half of the blocks have a bad entry, and the others fewer than are wanted.
+TEST_P(CudaKernelsTest, ListsNoBlockWithoutAScore) {
+  constexpr int64_t kRows = 50, kDim = 8;
+  for (const int64_t k : {49, 50, 51, 60, 99, 100, 101, 130}) {
+    for (const bool is_tied : {true, false}) {
+      emulated_device = {Random(1, 4), static_cast<unsigned>(k)};
+      Pool rows(GetParam(), 1, kRows, 1, kDim, false, 0, 0);
+      Pool query(GetParam(), 1, 1, 1, kDim, false, 0, 0);
+      std::fill(query.values.begin(), query.values.end(), 1.0f);
+      for (int64_t j = 0; j < kRows; ++j) {  // the last block is the best
+        rows.At(0, j, 0, 0) = is_tied ? -1.0f : static_cast<float>(j - kRows);
+      }
+      rows.Store();
+      query.Store();
+      const int32_t tables[] = {1, 0};
+      const int32_t seq_len = 2 * kRows;
+      QuestBlockSelectPagedParams p = {};
+      p.batch = p.num_heads = p.num_kv_heads = p.block_size = p.num_metadata_blocks = 1;
+      p.head_dim = kDim;
+      p.rows_per_metadata_block = kRows;
+      p.max_metadata_blocks_per_request = 2;
+      p.k = k;
+      p.tokens_since_metadata_update = -1;
+      p.dtype = GetParam();
+      p.query = query.data(p.dtype);
+      std::copy_n(query.strides, 2, p.query_strides);
+      p.maxblocks = p.minblocks = rows.data(p.dtype);
+      std::copy_n(rows.strides, 3, p.maxblocks_strides);
+      std::copy_n(rows.strides, 3, p.minblocks_strides);
+      p.metadata_block_tables = tables;
+      p.seq_lens = &seq_len;
+      std::vector<int32_t> out(static_cast<size_t>(k), -77);
+      p.selected_indices = out.data();
+      SetWorkspace(p);
+      ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
+      for (int64_t i = 0; i < k; ++i) {
+        const int64_t listed = is_tied ? kRows + i : 2 * kRows - 1 - i;
+        ASSERT_EQ(out[static_cast<size_t>(i)], i < kRows ? listed : -1) << i << " of " << k;
+      }
+    }
+  }
+}
+
 TEST(CudaLimitsTest, EveryOperatorAsksWhetherTheDeviceWillDo) {
   QuestPrefillMetadataParams prefill = {};
   QuestBlockSelectPagedParams select = {};
@@ -502,7 +551,7 @@ TEST(CudaSelectedBlockTablesTest, LeavesOutWhatDoesNotExist) {
       selected.push_back(static_cast<int32_t>(number(-2, columns + 2)));
     }
     for (int64_t i = 0; i < batch * columns; ++i) {
-      tables.push_back(static_cast<int32_t>(number(-1, 900)));
+      tables.push_back(static_cast<int32_t>(number(0, 4) == 0 ? number(-3, -1) : number(0, 900)));
     }
     for (int64_t b = 0; b < batch; ++b) {
       seq_lens.push_back(static_cast<int32_t>(number(-3, columns * block_size + 5)));
