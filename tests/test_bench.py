@@ -41,6 +41,7 @@ from select_attn_ops.bench.measuring import (
     interleave,
     last_cache_bytes,
 )
+from select_attn_ops.bench.profile import parts_of_a_call
 from select_attn_ops.bench.stopwatch import Laps
 from select_attn_ops.bench.suites import SUITES, quick
 
@@ -80,7 +81,8 @@ def test_reader_reads_every_byte_and_no_gap(data: st.DataObject, tensor: torch.T
     streams = data.draw(st.sampled_from([1, 2, 4, 8]))
     prefetch = data.draw(st.sampled_from([0, 64, 1000]))
     chunk = data.draw(st.sampled_from([0, 1, 100, 4096]))
-    options = (streams, prefetch, chunk, False)
+    far_prefetch = data.draw(st.sampled_from([0, 3000]))
+    options = (streams, prefetch, far_prefetch, chunk, False)
     assert LIB.read_memory(tensor, None, None, *options) == 0
     at = tuple(data.draw(st.integers(0, size - 1)) for size in tensor.shape)
     bit = 1 << data.draw(st.integers(0, 7))
@@ -495,24 +497,40 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--profile", "--filter", "line 3", "--simd-target", target]
     assert command.main(arguments) == 0
     *cases, select, prefill = capsys.readouterr().out.splitlines()
-    parts = {
-        SELECT: r"scoring; of a call: Python (\S+), C\+\+ around the kernel (\S+), "
-        r"selecting (\S+), the rest (\S+), scoring (\S+)",
-        PREFILL: r"running; of a call: Python (\S+), C\+\+ around the kernel (\S+), "
-        r"running (\S+)",
-    }
     for line, operator in zip(cases, (SELECT, PREFILL), strict=True):
-        match = re.fullmatch(
-            rf"line 3: {operator} .* {target}: (\S+) of the ceiling, (\S+) while {parts[operator]}",
-            line,
-        )
+        begin = rf"line 3: {operator} .* {target}: (\S+) of the ceiling; of the threads' time: "
+        match = re.fullmatch(begin + "(.*)", line)
         assert match is not None, line
-        share, while_reading, *of_call = (float(number) for number in match.groups())
-        assert share <= while_reading
-        assert sum(of_call) == pytest.approx(1, abs=0.1)
+        parts = dict(part.rsplit(" ", 1) for part in match[2].split(", "))
+        names = {"Python", "C++ around the kernel"}
+        names |= {"scoring", "selecting", "the rest"} if operator == SELECT else {"the kernel"}
+        assert set(parts) == names
+        assert all(-0.05 <= float(part) <= 1 for part in parts.values()), line
     for line, operator in ((select, SELECT), (prefill, PREFILL)):
         ending = r": [\d.]+ GB/s from the second-level cache"
         assert re.fullmatch(rf"{operator} \(bf16, 1 thread, {target}\){ending}", line)
+
+
+def test_parts_of_a_call() -> None:
+    """Two threads of which one does all, two that share the work, and a kernel with no phases."""
+    serial = Laps(python=100, call=80, kernel=76, scoring=60, selection=10)
+    assert parts_of_a_call([serial], 2) == pytest.approx(
+        {
+            "Python": 0.2,
+            "C++ around the kernel": 0.04,
+            "scoring": 0.3,
+            "selecting": 0.05,
+            "the rest": 0.41,  # half of the 70, and 6 more
+        }
+    )
+    shared = Laps(python=100, call=80, kernel=76, scoring=120, selection=20)
+    parts = parts_of_a_call([shared, shared, serial], 2)
+    assert parts["scoring"] == pytest.approx(0.6)
+    assert parts["the rest"] == pytest.approx(0.06)
+    plain = Laps(python=100, call=80, kernel=76, scoring=0, selection=0)
+    assert parts_of_a_call([plain], 2) == pytest.approx(
+        {"Python": 0.2, "C++ around the kernel": 0.04, "the kernel": 0.76}
+    )
 
 
 @pytest.mark.parametrize("option", [["--check"], ["--json", "a"], ["--plot", "a"]])

@@ -128,13 +128,14 @@ void ExportSetSimdTarget(int64_t target) {
 // Up to three tensors, all that an operator reads and writes.
 int64_t ExportReadMemory(DLTensor* first, ffi::Optional<DLTensor*> second,
                          ffi::Optional<DLTensor*> third, int64_t streams, int64_t prefetch_bytes,
-                         int64_t chunk_bytes, bool side_by_side) {
+                         int64_t far_prefetch_bytes, int64_t chunk_bytes, bool side_by_side) {
   return MapErrors([&] {
     std::vector<const DLTensor*> tensors{first};
     for (const DLTensor* tensor : {OrNull(second), OrNull(third)}) {
       if (tensor != nullptr) tensors.push_back(tensor);
     }
-    return int64_t{ReadMemory(tensors, {streams, prefetch_bytes, chunk_bytes, side_by_side})};
+    return int64_t{ReadMemory(
+        tensors, {streams, prefetch_bytes, far_prefetch_bytes, chunk_bytes, side_by_side})};
   });
 }
 

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <utility>
+#include <numeric>
 #include <vector>
 
 #include "core/block_ranges.h"
@@ -47,8 +47,7 @@ class PoolOrder {
       }
     };
     for_each([&](int64_t /*b*/, int64_t /*j*/, size_t place) { ++next[place]; });
-    int32_t num_before = 0;
-    for (int32_t& count : next) num_before += std::exchange(count, num_before);
+    std::exclusive_scan(next.begin(), next.end(), next.begin(), 0);
     blocks_.resize(static_cast<size_t>(places.blocks));
     for_each([&](int64_t b, int64_t j, size_t place) {
       blocks_[static_cast<size_t>(next[place]++)] = {static_cast<int32_t>(b),

@@ -220,8 +220,8 @@ class MetadataPass {
       piece_size_ = p.head_dim;
       piece_stride_ = p.k_cache_strides[2];
     }
-    near_ = Ahead(kAheadToL1);
-    far_ = Ahead(kAheadToL2);
+    near_ = PositionAfter(kAheadToL1);
+    far_ = PositionAfter(kAheadToL2);
   }
 
   void Run() const {
@@ -304,8 +304,8 @@ class MetadataPass {
     ++at.block;
   }
 
-  // From the beginning of a block so many bytes ahead, at least a strip.
-  Position Ahead(int64_t bytes) const {
+  // About so many bytes behind the beginning of a block, at least a strip. Counted in full strips.
+  Position PositionAfter(int64_t bytes) const {
     const int64_t tokens = std::min(p_.block_size, kTokensPerStrip);
     const int64_t keys = std::min(piece_size_, StripSize<Bits>());
     const int64_t strips = bytes / (tokens * keys * int64_t{sizeof(Bits)});
@@ -409,8 +409,8 @@ class MetadataPass {
 
   // Reduces a block as four parts, read side by side, so that max and min are loaded and stored
   // once for a token of each; asks for the block that is next. False, and nothing done, for a block
-  // in several pieces or a shorter one: hardware prefetches a few long streams, but loses track of
-  // streams that share a page.
+  // in several pieces or one whose parts are within a page: hardware prefetches a few long streams,
+  // but loses track of streams that share a page.
   bool ReduceParts(const Upcoming<Block>& upcoming, int64_t num_tokens, Bits* max,
                    Bits* min) const {
     constexpr int kParts = 4;
@@ -418,7 +418,7 @@ class MetadataPass {
     const int64_t count = piece_size_;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
-    if (num_pieces_ > 1 || part * count * int64_t{sizeof(Bits)} < kPageBytes) return false;
+    if (num_pieces_ > 1 || part * stride * int64_t{sizeof(Bits)} < kPageBytes) return false;
     const Bits* keys = upcoming[0].keys;
     const Bits* next = upcoming[1].keys;
     // What is read in the first part so many bytes after row t, which may be in the first part of

@@ -55,15 +55,13 @@ HWY_INLINE void ReadRest(const uint8_t* from, int64_t count, VU8& bits) {
   if (i < count) bits = hn::Or(bits, LoadPart(from + i, count - i));
 }
 
-constexpr int64_t kFarOverNear = kAheadToL2 / kAheadToL1;
-
-enum class Ahead { kNot, kOnce, kTwice };
+enum class Prefetch { kNone, kNear, kNearAndFar };
 
 // The longest part of the next `count` bytes of every stream that is whole groups of vectors, in
 // turn a group of each. Returns its length.
-template <int kStreams, Ahead kAhead>
-HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64_t ahead,
-                               VU8& bits) {
+template <int kStreams, Prefetch kPrefetch>
+HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64_t near,
+                               int64_t far, VU8& bits) {
   const DU8 d;
   const int64_t vector = VectorBytes();
   const int64_t group = 4 * vector;
@@ -76,10 +74,10 @@ HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64
   for (; i + group <= count; i += group) {
     for (int s = 0; s < kStreams; ++s) {
       const uint8_t* at = from[s] + i;
-      if (kAhead != Ahead::kNot) {
+      if (kPrefetch != Prefetch::kNone) {
         for (int64_t line = 0; line < group; line += kCacheLine) {
-          PrefetchToL1(at + ahead + line);
-          if (kAhead == Ahead::kTwice) PrefetchToL2(at + kFarOverNear * ahead + line);
+          PrefetchToL1(at + near + line);
+          if (kPrefetch == Prefetch::kNearAndFar) PrefetchToL2(at + far + line);
         }
       }
       a = hn::Or(a, hn::Load(d, at));
@@ -92,8 +90,8 @@ HWY_INLINE int64_t ReadVectors(const MemoryCursor* cursors, int64_t count, int64
   return i;
 }
 
-template <int kStreams, Ahead kAhead>
-void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
+template <int kStreams, Prefetch kPrefetch>
+void ReadStreams(MemoryCursor* cursors, int64_t near, int64_t far, VU8& bits) {
   for (;;) {
     int64_t count = cursors[0].run();
     const int64_t to_aligned = BytesToAligned(cursors[0].at());
@@ -105,7 +103,7 @@ void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
     if (count == 0) break;
     int64_t done = 0;
     if (alike && to_aligned == 0) {
-      done = ReadVectors<kStreams, kAhead>(cursors, count, ahead, bits);
+      done = ReadVectors<kStreams, kPrefetch>(cursors, count, near, far, bits);
     }
     if (done == 0) {
       done = alike && to_aligned > 0 ? std::min(count, to_aligned) : count;
@@ -122,32 +120,32 @@ void ReadStreams(MemoryCursor* cursors, int64_t ahead, VU8& bits) {
 }
 
 template <int kStreams>
-VU8 ReadStreams(MemoryCursor* cursors, int64_t prefetch_bytes) {
+VU8 ReadStreams(MemoryCursor* cursors, int64_t near, int64_t far) {
   auto bits = hn::Zero(DU8());
-  if (prefetch_bytes == 0) {
-    ReadStreams<kStreams, Ahead::kNot>(cursors, 0, bits);
-  } else if (prefetch_bytes < kAheadToL1) {
-    ReadStreams<kStreams, Ahead::kOnce>(cursors, prefetch_bytes, bits);
+  if (near == 0) {
+    ReadStreams<kStreams, Prefetch::kNone>(cursors, 0, 0, bits);
+  } else if (far == 0) {
+    ReadStreams<kStreams, Prefetch::kNear>(cursors, near, 0, bits);
   } else {
-    ReadStreams<kStreams, Ahead::kTwice>(cursors, prefetch_bytes, bits);
+    ReadStreams<kStreams, Prefetch::kNearAndFar>(cursors, near, far, bits);
   }
   return bits;
 }
 
-uint8_t ReadCursors(MemoryCursor* cursors, int64_t num_streams, int64_t prefetch_bytes) {
+uint8_t ReadCursors(MemoryCursor* cursors, int64_t num_streams, int64_t near, int64_t far) {
   auto bits = hn::Zero(DU8());
   switch (num_streams) {
     case 1:
-      bits = ReadStreams<1>(cursors, prefetch_bytes);
+      bits = ReadStreams<1>(cursors, near, far);
       break;
     case 2:
-      bits = ReadStreams<2>(cursors, prefetch_bytes);
+      bits = ReadStreams<2>(cursors, near, far);
       break;
     case 4:
-      bits = ReadStreams<4>(cursors, prefetch_bytes);
+      bits = ReadStreams<4>(cursors, near, far);
       break;
     case 8:
-      bits = ReadStreams<8>(cursors, prefetch_bytes);
+      bits = ReadStreams<8>(cursors, near, far);
       break;
   }
   HWY_ALIGN uint8_t lanes[hn::MaxLanes(DU8())];
@@ -207,9 +205,10 @@ class Reader {
     if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
       ThrowValueError("streams must be 1, 2, 4 or 8, got " + std::to_string(streams));
     }
-    if (variant_.prefetch_bytes < 0 || variant_.chunk_bytes < 0) {
-      ThrowValueError("bytes must be at least 0, got " +
-                      std::to_string(std::min(variant_.prefetch_bytes, variant_.chunk_bytes)));
+    const int64_t least =
+        std::min({variant_.prefetch_bytes, variant_.far_prefetch_bytes, variant_.chunk_bytes});
+    if (least < 0) {
+      ThrowValueError("bytes must be at least 0, got " + std::to_string(least));
     }
     if (!variant_.side_by_side || rows_.empty()) return;
     if (streams % num_tensors != 0) {
@@ -239,7 +238,8 @@ class Reader {
                          Cut(rows, begin, end, s + 1, streams_each));
       }
       if (next == variant_.streams) {
-        bits |= HWY_DYNAMIC_DISPATCH(ReadCursors)(cursors.data(), next, variant_.prefetch_bytes);
+        bits |= HWY_DYNAMIC_DISPATCH(ReadCursors)(cursors.data(), next, variant_.prefetch_bytes,
+                                                  variant_.far_prefetch_bytes);
         next = 0;
       }
     }

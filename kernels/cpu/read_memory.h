@@ -16,12 +16,11 @@ namespace select_attn {
 // One way to read. Which one is the fastest depends on the machine, on how many threads read, and
 // on what else goes on: a ceiling is the best of many.
 struct ReadVariant {
-  int64_t streams;  // 1, 2, 4 or 8: places that a thread reads from side by side
-  int64_t
-      prefetch_bytes;   // how far ahead of each place it prefetches, gaps counted; 0: not at all.
-                        // From 4 KiB on, also three times as far into the second-level cache
-  int64_t chunk_bytes;  // what a thread takes at a time; 0: its whole share
-  bool side_by_side;    // the streams are dealt over the tensors, not over each after the other
+  int64_t streams;             // 1, 2, 4 or 8: places that a thread reads from side by side
+  int64_t prefetch_bytes;      // how far ahead of each it prefetches, gaps counted; 0: not at all
+  int64_t far_prefetch_bytes;  // besides, for the second-level cache; 0: not at all
+  int64_t chunk_bytes;         // what a thread takes at a time; 0: its whole share
+  bool side_by_side;           // the streams are dealt over the tensors, not over each in turn
 };
 
 // Reads every byte of `tensors` once, on NumThreads() threads, and returns the OR of all bytes, so

@@ -29,7 +29,8 @@ class Upcoming {
   // Goes on to the next item.
   void Advance() { ++now_; }
 
-  // The item that comes `ahead` later than the one at work, or else the last that is known.
+  // The item that comes `ahead` later than the one at work, or else the last that is known. Not
+  // when empty.
   const Item& operator[](int64_t ahead) const {
     return items_[std::min(now_ + ahead, end_ - 1) % kSize];
   }

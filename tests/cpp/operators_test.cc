@@ -127,18 +127,20 @@ class OperatorsTest : public testing::TestWithParam<std::tuple<std::string, DTyp
     std::vector<int32_t> block_tables, metadata_tables;
   };
 
-  // Now and then of many short blocks, dense in the pool or far apart, which are read in other
-  // ways.
+  // Now and then of many short blocks, dense in the pool or far apart, or of a few long ones, which
+  // are read in other ways.
   Batch MakeBatch(int round) {
     const bool many = round % 8 == 7;
+    const bool long_ones = round % 8 == 3;
     Batch batch;
     batch.batch = Random(1, 4);
     batch.group = Random(1, 3);
     batch.num_kv_heads = Random(1, many ? 2 : 4);
     batch.head_dim = Random(0, 2) == 0 ? 32 * Random(1, many ? 2 : 4) : Random(1, many ? 40 : 100);
-    batch.block_size = Random(1, many ? 2 : 20);
+    batch.block_size = long_ones ? Random(30, 130) : Random(1, many ? 2 : 20);
     batch.rows = Random(0, 1) == 0 ? batch.block_size : Random(1, many ? 2 : 7);
-    const int64_t blocks = many ? 2000 / batch.batch : 12;  // at most, of a request
+    // At most, of a request.
+    const int64_t blocks = many ? 2000 / batch.batch : long_ones ? 3 : 12;
     int64_t longest = 1;
     for (int64_t b = 0; b < batch.batch; ++b) {
       batch.seq_lens.push_back(

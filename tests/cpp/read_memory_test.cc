@@ -35,8 +35,8 @@ struct Bytes {
 std::vector<ReadVariant> Variants() {
   std::vector<ReadVariant> variants;
   for (const int64_t streams : {1, 2, 4, 8}) {
-    for (const int64_t chunk : {0, 64, 4096}) variants.push_back({streams, 0, chunk, false});
-    for (const int64_t prefetch : {256, 4096}) variants.push_back({streams, prefetch, 0, false});
+    for (const int64_t chunk : {0, 64, 4096}) variants.push_back({streams, 0, 0, chunk, false});
+    for (const int64_t far : {0, 768}) variants.push_back({streams, 256, far, 0, false});
   }
   return variants;
 }
@@ -115,7 +115,7 @@ TEST_P(ReadMemoryTest, TensorsSideBySide) {
   const DLTensor b = second.View();
   for (const int64_t streams : {2, 4, 8}) {
     for (const bool side_by_side : {false, true}) {
-      const ReadVariant variant{streams, 0, 512, side_by_side};
+      const ReadVariant variant{streams, 0, 0, 512, side_by_side};
       for (const size_t i : {0, 4500, 8999, 9000, 17999}) {
         block[i] = 4;
         EXPECT_EQ(ReadMemory({&a, &b}, variant), 4);
@@ -131,8 +131,8 @@ TEST_P(ReadMemoryTest, TensorsSideBySide) {
 TEST(ReadMemoryErrors, EmptyIsFine) {
   Bytes none{nullptr, {0, 4}, {4, 1}};
   const DLTensor tensor = none.View();
-  EXPECT_EQ(ReadMemory({}, {1, 0, 0, false}), 0);
-  EXPECT_EQ(ReadMemory({&tensor}, {1, 0, 64, false}), 0);
+  EXPECT_EQ(ReadMemory({}, {1, 0, 0, 0, false}), 0);
+  EXPECT_EQ(ReadMemory({&tensor}, {1, 0, 0, 64, false}), 0);
 }
 
 std::string Message(const std::vector<const DLTensor*>& tensors, const ReadVariant& variant) {
@@ -148,22 +148,22 @@ TEST(ReadMemoryErrors, Messages) {
   std::vector<uint8_t> block(1000, 0);
   Bytes bytes{block.data(), {2, 2, 2, 2}, {400, 100, 10, 1}};
   DLTensor tensor = bytes.View();
-  EXPECT_EQ(Message({&tensor}, {1, 0, 0, false}),
+  EXPECT_EQ(Message({&tensor}, {1, 0, 0, 0, false}),
             "memory to be read must reduce to rows in at most 2 nested levels, got 3");
   bytes.strides = {4, 2, 1, 1};
-  EXPECT_EQ(Message({&tensor}, {1, 0, 0, false}),
+  EXPECT_EQ(Message({&tensor}, {1, 0, 0, 0, false}),
             "memory to be read must have no elements that overlap");
   bytes.strides = {8, 4, 2, 1};
-  EXPECT_EQ(Message({&tensor}, {3, 0, 0, false}), "streams must be 1, 2, 4 or 8, got 3");
-  EXPECT_EQ(Message({&tensor}, {1, -1, 0, false}), "bytes must be at least 0, got -1");
-  EXPECT_EQ(Message({&tensor, &tensor}, {1, 0, 0, true}),
+  EXPECT_EQ(Message({&tensor}, {3, 0, 0, 0, false}), "streams must be 1, 2, 4 or 8, got 3");
+  EXPECT_EQ(Message({&tensor}, {1, -1, 0, 0, false}), "bytes must be at least 0, got -1");
+  EXPECT_EQ(Message({&tensor, &tensor}, {1, 0, 0, 0, true}),
             "streams must be a multiple of the 2 tensors to be read side by side, got 1");
   Bytes other{block.data(), {15}, {1}};
   const DLTensor another = other.View();
-  EXPECT_EQ(Message({&tensor, &another}, {2, 0, 0, true}),
+  EXPECT_EQ(Message({&tensor, &another}, {2, 0, 0, 0, true}),
             "tensors to be read side by side must be alike in shape and strides");
   tensor.device = {kDLCUDA, 1};
-  EXPECT_EQ(Message({&tensor}, {1, 0, 0, false}),
+  EXPECT_EQ(Message({&tensor}, {1, 0, 0, 0, false}),
             "memory to be read must be on the CPU, got cuda:1");
 }
 

@@ -37,6 +37,7 @@ class Way:
     simd_target: str
     streams: int
     prefetch_bytes: int
+    far_prefetch_bytes: int
     chunk_bytes: int
     side_by_side: bool
     with_gaps: bool
@@ -47,7 +48,8 @@ class Way:
         if self.side_by_side:
             parts.append("over the tensors")
         if self.prefetch_bytes:
-            parts.append(f"prefetch {self.prefetch_bytes} B")
+            far = f" and {self.far_prefetch_bytes}" if self.far_prefetch_bytes else ""
+            parts.append(f"prefetch {self.prefetch_bytes}{far} B")
         parts.append(f"{self.chunk_bytes // _KIB} KiB chunks" if self.chunk_bytes else "shares")
         if self.with_gaps:
             parts.append("gaps too")
@@ -60,23 +62,23 @@ def ways_to_read(tensors: Sequence[torch.Tensor]) -> list[Way]:
     targets = [target for target in runtime.simd_targets() if target != "SCALAR"][:2]
     targets = targets or ["SCALAR"]
     alike = len(tensors) > 1 and len({(t.shape, t.stride()) for t in tensors}) == 1
+    # Into the first-level cache, and besides into the second; the latter as the kernels do, and
+    # for rows with gaps of their own length.
+    prefetches = ((0, 0), (256, 0), (1024, 0), (4 * _KIB, 12 * _KIB), (8 * _KIB, 24 * _KIB))
+    chunks = (0, _MIB, 256 * _KIB, 64 * _KIB)
     ways = [
-        Way(*way, with_gaps=False)
-        for way in itertools.product(
-            targets,
-            (1, 2, 4, 8),
-            (0, 256, 1024, 4 * _KIB, 8 * _KIB),
-            (0, _MIB, 256 * _KIB, 64 * _KIB),
-            (False, True),
+        Way(target, streams, *prefetch, chunk, side_by_side, with_gaps=False)
+        for target, streams, prefetch, chunk, side_by_side in itertools.product(
+            targets, (1, 2, 4, 8), prefetches, chunks, (False, True)
         )
-        if (not way[4] or (alike and way[1] % len(tensors) == 0))
-        # So far ahead, small chunks would be over before anything comes of it.
-        and (way[2] < 4 * _KIB or way[3] in (0, _MIB))
+        if (not side_by_side or (alike and streams % len(tensors) == 0))
+        # Small chunks would be over before anything comes of a prefetch so far ahead.
+        and (prefetch[1] == 0 or chunk in (0, _MIB))
     ]
     gappy = [tensor for tensor in tensors if not is_dense(tensor)]
     if gappy and all(span(tensor).numel() <= 4 * tensor.numel() for tensor in gappy):
         ways += [
-            Way(target, streams, 0, chunk, False, with_gaps=True)
+            Way(target, streams, 0, 0, chunk, False, with_gaps=True)
             for target, streams, chunk in itertools.product(targets, (1, 2, 4), (0, _MIB))
         ]
     return ways
@@ -88,7 +90,8 @@ def reader(sets: Sequence[Sequence[torch.Tensor]], way: Way) -> Contender:
     for tensors in sets:
         spans = [span(tensor) if way.with_gaps else tensor for tensor in tensors]
         arguments.append([*spans, None, None][:3])
-    options = (way.streams, way.prefetch_bytes, way.chunk_bytes, way.side_by_side)
+    prefetch = (way.prefetch_bytes, way.far_prefetch_bytes)
+    options = (way.streams, *prefetch, way.chunk_bytes, way.side_by_side)
     read_memory = LIB.read_memory
     return Contender(lambda turn: read_memory(*arguments[turn], *options), way.simd_target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .cases import PREFILL, SELECT, Case, Shape, Spec
 from .runner import Runner
@@ -24,8 +24,7 @@ def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
     runner : Runner
         Measures.
     specs : sequence of Spec
-        The cases, of `SELECT` and `PREFILL`. The times of threads that run side by side are taken
-        to be alike.
+        The cases, of `SELECT` and `PREFILL`.
 
     Yields
     ------
@@ -39,6 +38,7 @@ def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
         spec = Spec(_IN_CACHE[operator], dtype, 1, simd_target, warm=True)
         with runner.setting(spec.threads, spec.simd_target):
             case = runner.build(spec)
+            case.check()
             rate = case.bytes_per_call / statistics.median(map(_reading, _laps(runner, case)))
         target = simd_target or runner.simd_target
         at_rate = f"{rate:.1f} GB/s from the second-level cache"
@@ -61,21 +61,29 @@ def _shares(runner: Runner, spec: Spec) -> str:
     with runner.setting(spec.threads, spec.simd_target):
         share = runner.measure(case, beside_alternatives=False).share.median
         laps = _laps(runner, case)
-    threads = spec.threads or runner.threads
-    python = statistics.median(1 - each.call / each.python for each in laps)
-    wrapper = statistics.median((each.call - each.kernel) / each.python for each in laps)
-    parts = {"Python": python, "C++ around the kernel": wrapper}
-    doing = "running"
-    if spec.shape.operator == SELECT:
-        doing = "scoring"
-        selecting = statistics.median(each.selection / threads / each.python for each in laps)
-        parts["selecting"] = selecting
-    reading = statistics.median(_reading(each) / each.python for each in laps)
-    if spec.shape.operator == SELECT:
-        reading /= threads
-        parts["the rest"] = 1 - sum(parts.values()) - reading
+    parts = parts_of_a_call(laps, spec.threads or runner.threads)
     text = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
-    return (
-        f"{spec.name}: {share:.3f} of the ceiling, {share / reading:.3f} while {doing}; of a call: "
-        f"{text}, {doing} {reading:.3f}"
-    )
+    return f"{spec.name}: {share:.3f} of the ceiling; of the threads' time: {text}"
+
+
+def parts_of_a_call(laps: Sequence[Laps], threads: int) -> dict[str, float]:
+    """Shares of the time that all threads have during a call, medians over the calls.
+
+    A thread that waits for another counts as "the rest".
+    """
+
+    def share(part: Callable[[Laps], float]) -> float:
+        return statistics.median(part(each) / each.python for each in laps)
+
+    parts = {
+        "Python": share(lambda each: each.python - each.call),
+        "C++ around the kernel": share(lambda each: each.call - each.kernel),
+    }
+    if not any(each.scoring for each in laps):
+        return {**parts, "the kernel": share(lambda each: each.kernel)}
+    return {
+        **parts,
+        "scoring": share(lambda each: each.scoring / threads),
+        "selecting": share(lambda each: each.selection / threads),
+        "the rest": share(lambda each: each.kernel - (each.scoring + each.selection) / threads),
+    }
