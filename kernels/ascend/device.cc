@@ -1,0 +1,43 @@
+#include "ascend/device.h"
+
+#include <acl/acl.h>
+
+#include <string>
+
+#include "ascend/limits.h"
+
+namespace select_attn::ascend {
+namespace {
+
+const char* Failure(const char* call, aclError error) {
+  const char* text = aclGetRecentErrMsg();
+  return Keep(std::string(call) + " failed with error " + std::to_string(error) +
+              (text == nullptr ? "" : std::string(": ") + text));
+}
+
+}  // namespace
+
+int64_t NumVectorCores(DLDevice device) {
+  int64_t count = 0;
+  const aclError error = aclGetDeviceCapability(static_cast<uint32_t>(device.device_id),
+                                                ACL_DEVICE_INFO_VECTOR_CORE_NUM, &count);
+  return error == ACL_SUCCESS && count > 0 ? count : 0;
+}
+
+const char* RunOn(DLDevice device, void (*launch)(const void* context), const void* context) {
+  int32_t current = -1;
+  // A thread that has used no device yet has no current one.
+  const bool has_current = aclrtGetDevice(&current) == ACL_SUCCESS;
+  if (!has_current || current != device.device_id) {
+    const aclError error = aclrtSetDevice(device.device_id);
+    if (error != ACL_SUCCESS) return Failure("aclrtSetDevice", error);
+  }
+  launch(context);
+  if (has_current && current != device.device_id) {
+    const aclError error = aclrtSetDevice(current);
+    if (error != ACL_SUCCESS) return Failure("aclrtSetDevice", error);
+  }
+  return nullptr;
+}
+
+}  // namespace select_attn::ascend
