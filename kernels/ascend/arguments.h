@@ -66,8 +66,9 @@ struct QuestBlockSelectPagedArguments {
   uint64_t selected_indices;   // int32, [batch, num_kv_heads, k]
   int64_t selected_request_stride;
   int64_t selected_head_stride;
-  uint64_t workspace;  // num_cores * kPartialLists lists of PartialListBytes(k)
-  int64_t num_cores;   // of the launch, the same for both kernels
+  uint64_t workspace;          // kPartialLists lists per core, from an address that 32 divides
+  int64_t partial_list_bytes;  // a multiple of 32
+  int64_t num_cores;           // of the launch, the same for both kernels
 };
 
 struct SelectedBlockTablesArguments {
@@ -90,11 +91,7 @@ struct SelectedBlockTablesArguments {
 // A core leaves at most two lists for the merge: of a request's head that another core began, and
 // of one that another core goes on with.
 constexpr int64_t kPartialLists = 2;
-constexpr int64_t kPartialHeaderBytes = 32;
-
-constexpr int64_t PartialListBytes(int64_t k) {
-  return kPartialHeaderBytes + (k * 8 + 31) / 32 * 32;
-}
+constexpr int64_t kPartialHeaderBytes = 32;  // the number of pairs, as int32; then the pairs
 
 }  // namespace select_attn::ascend
 

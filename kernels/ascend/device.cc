@@ -1,3 +1,5 @@
+// Devices by ACL, the runtime of CANN.
+
 #include "ascend/device.h"
 
 #include <acl/acl.h>
@@ -33,11 +35,12 @@ const char* RunOn(DLDevice device, void (*launch)(const void* context), const vo
     if (error != ACL_SUCCESS) return Failure("aclrtSetDevice", error);
   }
   launch(context);
+  const aclError failed = aclrtGetLastError(ACL_RT_THREAD_LEVEL);
   if (has_current && current != device.device_id) {
     const aclError error = aclrtSetDevice(current);
     if (error != ACL_SUCCESS) return Failure("aclrtSetDevice", error);
   }
-  return nullptr;
+  return failed == ACL_SUCCESS ? nullptr : Failure("the launch", failed);
 }
 
 }  // namespace select_attn::ascend

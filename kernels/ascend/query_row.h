@@ -36,6 +36,8 @@ class QueryRow {
   static constexpr int64_t kTileElements = 16 * 1024 / static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kMostTileRows = 128;
 
+  __aicore__ inline QueryRow() {}
+
   // Rows per tile, a multiple of 8, so that scores stay aligned.
   __aicore__ static inline int64_t TileRows(int64_t head_dim) {
     return Smaller(kMostTileRows, kTileElements / head_dim / 8 * 8);
@@ -131,9 +133,10 @@ class QueryRow {
       uint64_t down[2] = {negative_[c], kChunks == 2 ? negative_[c + 1] : 0};
       const AscendC::LocalTensor<U> to = highest[first];
       if ((up[0] | up[1]) != 0) AscendC::Max(to, to, lowest[first], up, repeats, by_row);
+      AscendC::PipeBarrier<PIPE_V>();  // the same blocks, though not the same lanes
       if ((down[0] | down[1]) != 0) AscendC::Min(to, to, lowest[first], down, repeats, by_row);
+      AscendC::PipeBarrier<PIPE_V>();
     }
-    AscendC::PipeBarrier<PIPE_V>();
   }
 
   // Multiplies rows by the query in place.

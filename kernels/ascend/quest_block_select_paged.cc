@@ -12,10 +12,16 @@ namespace select_attn::ascend {
 namespace {
 
 constexpr int64_t kAlignment = 32;
+constexpr int64_t kPairBytes = 8;  // of a score and an index
 
 const char* Unsupported(const QuestBlockSelectPagedParams& p, DLDevice /*device*/) {
   const char* limit = UnsupportedHeadDim(p.head_dim);
   return limit != nullptr ? limit : UnsupportedK(p.k);
+}
+
+int64_t PartialListBytes(int64_t k) {
+  const int64_t bytes = kPartialHeaderBytes + k * kPairBytes;
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 // With room to align the whole. What a call leaves in it is never read by another.
@@ -50,7 +56,8 @@ const char* Run(const QuestBlockSelectPagedParams& p, DLDevice device, Stream st
       /*selected_indices=*/AddressOf(p.selected_indices),
       /*selected_request_stride=*/p.selected_indices_strides[0],
       /*selected_head_stride=*/p.selected_indices_strides[1],
-      /*workspace=*/AddressOf(p.workspace),
+      /*workspace=*/(AddressOf(p.workspace) + kAlignment - 1) / kAlignment * kAlignment,
+      /*partial_list_bytes=*/PartialListBytes(p.k),
       /*num_cores=*/num_cores,
   };
   return RunOn(device, [&] {

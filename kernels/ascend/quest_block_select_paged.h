@@ -96,12 +96,14 @@ class PieceWalk {
 __aicore__ inline uint64_t PartialAddress(const QuestBlockSelectPagedArguments& a, int64_t core,
                                           bool is_first_of_head) {
   const int64_t list = core * kPartialLists + (is_first_of_head ? 1 : 0);
-  return (a.workspace + 31) / 32 * 32 + static_cast<uint64_t>(list * PartialListBytes(a.k));
+  return a.workspace + static_cast<uint64_t>(list * a.partial_list_bytes);
 }
 
 // Writes rows of the result.
 class ResultWriter {
  public:
+  __aicore__ inline ResultWriter() {}
+
   __aicore__ inline void Init(AscendC::TPipe* pipe) {
     pipe->InitBuffer(scores_buffer_, kMostK * sizeof(float));
     pipe->InitBuffer(blocks_buffer_, kMostK * sizeof(int32_t));
@@ -173,6 +175,16 @@ class QuestBlockSelectPagedKernel {
  private:
   static constexpr int kTilesInFlight = 2;
   static constexpr int64_t kTileElements = QueryRow<T>::kTileElements;
+
+  using Tiles = AscendC::TQue<AscendC::TPosition::VECIN, kTilesInFlight>;
+
+  // Gives a tile's buffer back.
+  struct Release {
+    Tiles& tiles;
+    AscendC::LocalTensor<T>& tile;
+
+    __aicore__ inline void operator()() const { tiles.FreeTensor(tile); }
+  };
 
   // Rows of a piece that are not copied yet: KV blocks [j, end) of the request.
   struct Cursor {
@@ -273,17 +285,17 @@ class QuestBlockSelectPagedKernel {
   __aicore__ inline void ScoreTile(int64_t rows, const AscendC::LocalTensor<float>& scores) {
     AscendC::LocalTensor<T> tile = tiles_.template DeQue<T>();
     query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<int32_t>(rows),
-                 scores, [&] { tiles_.FreeTensor(tile); });
+                 scores, Release{tiles_, tile});
   }
 
   // Turns the indices of the best, which count scored rows from `first` on, into block numbers.
-  __aicore__ inline void NumberBlocks(int64_t first, const Cursor& piece) {
+  __aicore__ inline void NumberBlocks(int64_t first, const Cursor& all) {
     AscendC::PipeBarrier<PIPE_ALL>();
     const AscendC::LocalTensor<uint32_t> pairs = top_k_.best().ReinterpretCast<uint32_t>();
     for (int32_t i = 0; i < top_k_.num_best(); ++i) {
       const auto place = static_cast<uint32_t>(TopK::kFloatsPerPair * i + 1);
       int64_t left = static_cast<int64_t>(pairs.GetValue(place)) - first;
-      Cursor cursor = {piece.b, piece.n, first, piece.end, false};
+      Cursor cursor = {all.b, all.n, first, all.end, false};
       int64_t metadata_block = 0;
       while (FindBlock(cursor, metadata_block)) {
         const int64_t run = Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
@@ -315,7 +327,7 @@ class QuestBlockSelectPagedKernel {
   QueryRow<T> query_;
   TopK top_k_;
   ResultWriter writer_;
-  AscendC::TQue<AscendC::TPosition::VECIN, kTilesInFlight> tiles_;
+  Tiles tiles_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
 };
 

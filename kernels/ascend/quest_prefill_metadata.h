@@ -120,7 +120,7 @@ class QuestPrefillMetadataKernel {
   static constexpr int64_t kItemsPerCore = 4;
 
   __aicore__ inline void PrepareConstants() {
-    AscendC::Duplicate(zero_buffer_.template Get<Element>(), Element(0),
+    AscendC::Duplicate(zero_buffer_.template Get<Element>(), static_cast<Element>(0),
                        static_cast<int32_t>(kZeroBytes / kElementBytes));
     if constexpr (kIsBFloat16) {
       AscendC::Duplicate(magnitude_buffer_.template Get<Element>(), int16_t{0x7FFF},

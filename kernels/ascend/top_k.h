@@ -22,6 +22,8 @@ class TopK {
   static constexpr int32_t kChunk = 512;  // scores sorted at once
   static constexpr int32_t kFloatsPerPair = 2;
 
+  __aicore__ inline TopK() {}
+
   __aicore__ inline void Init(AscendC::TPipe* pipe, int32_t k) {
     k_ = k;
     pipe->InitBuffer(scores_buffer_, kChunk * sizeof(float));
