@@ -33,7 +33,7 @@ class TopK {
     pipe->InitBuffer(sorted_buffer_, kChunk * kPairBytes);
     pipe->InitBuffer(merged_buffer_, kChunk * kPairBytes);
     pipe->InitBuffer(best_buffer_, 2 * kMostPairs * kPairBytes);
-    AscendC::ArithProgression<int32_t>(places_buffer_.Get<int32_t>(), 0, 1, kChunk);
+    AscendC::CreateVecIndex(places_buffer_.Get<int32_t>(), int32_t{0}, uint32_t{kChunk});
     AscendC::PipeBarrier<PIPE_V>();
   }
 
