@@ -4,12 +4,15 @@
 
 #include <acl/acl.h>
 
+#include <atomic>
 #include <string>
 
 #include "ascend/limits.h"
 
 namespace select_attn::ascend {
 namespace {
+
+constexpr int kMostDevices = 64;
 
 const char* Failure(const char* call, aclError error) {
   const char* text = aclGetRecentErrMsg();
@@ -20,10 +23,16 @@ const char* Failure(const char* call, aclError error) {
 }  // namespace
 
 int64_t NumVectorCores(DLDevice device) {
+  // Asked once per device: every call of an operator needs it.
+  static std::atomic<int64_t> known[kMostDevices];
+  const bool can_keep = device.device_id >= 0 && device.device_id < kMostDevices;
+  if (can_keep && known[device.device_id] > 0) return known[device.device_id];
   int64_t count = 0;
   const aclError error = aclGetDeviceCapability(static_cast<uint32_t>(device.device_id),
                                                 ACL_DEVICE_INFO_VECTOR_CORE_NUM, &count);
-  return error == ACL_SUCCESS && count > 0 ? count : 0;
+  if (error != ACL_SUCCESS || count <= 0) return 0;
+  if (can_keep) known[device.device_id] = count;
+  return count;
 }
 
 const char* RunOn(DLDevice device, void (*launch)(const void* context), const void* context) {
