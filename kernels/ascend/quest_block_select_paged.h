@@ -240,9 +240,7 @@ class QuestBlockSelectPagedKernel {
 
   __aicore__ inline bool FindBlock(Cursor& cursor, int64_t& metadata_block) const {
     while (cursor.j < cursor.end) {
-      metadata_block =
-          ReadInt32(a_.metadata_block_tables.address, cursor.b * a_.metadata_block_tables.stride +
-                                                          cursor.j / a_.rows_per_metadata_block);
+      metadata_block = MetadataBlock(cursor, 0);
       if (metadata_block >= 0 && metadata_block < a_.num_metadata_blocks) return true;
       cursor.skipped = true;
       cursor.j += Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
@@ -255,6 +253,27 @@ class QuestBlockSelectPagedKernel {
     return a_.rows_per_metadata_block - j % a_.rows_per_metadata_block;
   }
 
+  // Rows from the cursor on that one copy can take: of one metadata block, or, where each has one
+  // row, of metadata blocks that lie one behind the other.
+  __aicore__ inline int64_t RunLength(const Cursor& cursor, int64_t metadata_block,
+                                      int64_t most) const {
+    const int64_t limit = Smaller(cursor.end - cursor.j, most);
+    if (a_.rows_per_metadata_block > 1) return Smaller(RowsLeft(cursor.j), limit);
+    int64_t run = 1;
+    while (run < limit && metadata_block + run < a_.num_metadata_blocks &&
+           MetadataBlock(cursor, run) == metadata_block + run) {
+      ++run;
+    }
+    return run;
+  }
+
+  // The table's entry for the row that is `ahead` of the cursor.
+  __aicore__ inline int64_t MetadataBlock(const Cursor& cursor, int64_t ahead) const {
+    return ReadInt32(a_.metadata_block_tables.address,
+                     cursor.b * a_.metadata_block_tables.stride +
+                         (cursor.j + ahead) / a_.rows_per_metadata_block);
+  }
+
   // Asks for the next rows, at most `most`; returns how many.
   __aicore__ inline int64_t LoadTile(Cursor& cursor, int64_t most) {
     int64_t metadata_block = 0;
@@ -264,7 +283,7 @@ class QuestBlockSelectPagedKernel {
     int64_t rows = 0;
     do {
       const int64_t row = cursor.j % a_.rows_per_metadata_block;
-      const int64_t run = Smaller(Smaller(RowsLeft(cursor.j), cursor.end - cursor.j), limit - rows);
+      const int64_t run = RunLength(cursor, metadata_block, limit - rows);
       const auto place = static_cast<uint32_t>(rows * a_.head_dim);
       LoadRows(tile[place], RowsAt(a_.maxblocks, metadata_block, row, cursor.n, run));
       LoadRows(tile[static_cast<uint32_t>(kTileElements) + place],
@@ -279,7 +298,8 @@ class QuestBlockSelectPagedKernel {
   __aicore__ inline Rows RowsAt(const PoolArguments& pool, int64_t block, int64_t row, int64_t n,
                                 int64_t count) const {
     return {pool.address, block * pool.block_stride + row * pool.row_stride + n * pool.head_stride,
-            pool.row_stride, count, a_.head_dim};
+            a_.rows_per_metadata_block > 1 ? pool.row_stride : pool.block_stride, count,
+            a_.head_dim};
   }
 
   __aicore__ inline void ScoreTile(int64_t rows, const AscendC::LocalTensor<float>& scores) {

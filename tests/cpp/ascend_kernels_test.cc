@@ -413,11 +413,16 @@ TEST_P(AscendKernelsTest, SelectsFromLongRows) {
   for (const auto& [count, k, kinds] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
            {300, 300, 2}, {511, 512, 9}, {513, 16, 50}, {4096, 512, 1}, {3000, 512, 7}}) {
     emulated_device.num_cores = Random(1, 40);
-    Batch c = Uniform(1, 1, count, count);
+    const bool one_row = kinds > 8;  // per metadata block
+    Batch c = Uniform(1, 1, count, one_row ? 1 : count);
     c.dim = 16;
-    Pool rows(GetParam(), 1, count, 1, c.dim);
+    std::iota(c.metadata_tables.begin(), c.metadata_tables.end(), 0);
+    if (one_row) std::swap(c.metadata_tables[100], c.metadata_tables[200]);
+    Pool rows(GetParam(), c.metadata_blocks, c.rows, 1, c.dim);
     Pool query(GetParam(), 1, 1, 1, c.dim);
-    for (int64_t j = 0; j < count; ++j) rows.At(0, j, 0, 0) = static_cast<float>(Random(1, kinds));
+    for (int64_t j = 0; j < count; ++j) {
+      rows.At(j / c.rows, j % c.rows, 0, 0) = static_cast<float>(Random(1, kinds));
+    }
     std::fill(query.values.begin(), query.values.end(), 1.0f);
     rows.Store();
     query.Store();
