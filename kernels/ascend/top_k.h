@@ -62,24 +62,22 @@ class TopK {
   // Merges a list that is in order and ranks behind the best among equals.
   __aicore__ inline void Merge(const AscendC::LocalTensor<float>& list, int32_t count) {
     if (count == 0) return;
-    const AscendC::LocalTensor<float> from = best();
-    which_ = 1 - which_;
+    const int32_t other = 1 - which_;
     if (num_best_ == 0) {
       // In whole blocks: what comes along behind the list is never looked at.
       AscendC::DataCopy(
-          best(), list,
+          Half(other), list,
           (count + kPairsPerBlock - 1) / kPairsPerBlock * kPairsPerBlock * kFloatsPerPair);
     } else {
-      MergeLists(best(), from, num_best_, list, count);
+      MergeLists(Half(other), Half(which_), num_best_, list, count);
     }
     AscendC::PipeBarrier<PIPE_V>();
+    which_ = other;
     num_best_ = static_cast<int32_t>(Smaller(num_best_ + count, k_));
   }
 
   __aicore__ inline int32_t num_best() const { return num_best_; }
-  __aicore__ inline AscendC::LocalTensor<float> best() {
-    return best_buffer_.Get<float>()[which_ * kMostPairs * kFloatsPerPair];
-  }
+  __aicore__ inline AscendC::LocalTensor<float> best() { return Half(which_); }
 
   // A list of at most kMostK pairs from elsewhere may lie here until it is merged.
   __aicore__ inline AscendC::LocalTensor<float> scratch() { return sorted_buffer_.Get<float>(); }
@@ -95,6 +93,11 @@ class TopK {
 
   static constexpr float kInfinity = __builtin_inff();
   static constexpr float kLargestNumber = 3.40282347e+38f;
+
+  // Of best_buffer_: one has the best, the other is where a merge writes.
+  __aicore__ inline AscendC::LocalTensor<float> Half(int32_t which) {
+    return best_buffer_.Get<float>()[which * kMostPairs * kFloatsPerPair];
+  }
 
   // Makes NaN +inf, +inf the largest number and -0 +0, so that the order of numbers is that of the
   // contract. NaN is found by its bits, whatever the chip's comparisons do with it.
@@ -179,7 +182,7 @@ class TopK {
 
   int64_t k_ = 0;
   int32_t num_best_ = 0;
-  int32_t which_ = 0;  // half of best_buffer_ with the best
+  int32_t which_ = 0;  // the half with the best
   AscendC::TBuf<AscendC::TPosition::VECCALC> scores_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> places_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> indices_buffer_;

@@ -12,12 +12,13 @@ struct EmulatedCounts {
   int64_t vector_repeats;
   int64_t bytes_read;  // of global memory, by copies; likewise written
   int64_t bytes_written;
-  int64_t copies_in_flight;  // into one queue, at most
+  int64_t copies_in_flight;  // tensors in one queue, at most
   int64_t cores_busy;        // that copied anything in, in the first launch
 };
 
 struct EmulatedDevice {
   int64_t num_cores;
+  uint64_t seed;          // of the order in which cores run
   EmulatedCounts counts;  // of the last call
 };
 
