@@ -61,7 +61,10 @@ class TQue {
   template <typename T>
   LocalTensor<T> AllocTensor() {
     ascend_emulator::Check(!buffers_.empty(), "AllocTensor before InitBuffer");
-    for (size_t i = 0; i < buffers_.size(); ++i) {
+    // In turn, so that the one given back last has the most time.
+    for (size_t tried = 0; tried < buffers_.size(); ++tried) {
+      const size_t i = next_;
+      next_ = (next_ + 1) % buffers_.size();
       Buffer& buffer = buffers_[i];
       if (buffer.state != State::kFree) continue;
       if (buffer.flag >= 0) Wait(kFreed, buffer);
@@ -152,6 +155,7 @@ class TQue {
   std::vector<Buffer> buffers_;
   uint32_t bytes_ = 0;  // per buffer
   std::deque<size_t> queued_;
+  size_t next_ = 0;
 };
 
 class TPipe {

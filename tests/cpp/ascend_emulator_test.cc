@@ -56,6 +56,7 @@ std::vector<T> Values(const LocalTensor<T>& tensor, size_t count) {
   PipeBarrier<PIPE_ALL>();
   std::vector<T> values;
   for (size_t i = 0; i < count; ++i) values.push_back(tensor.GetValue(static_cast<uint32_t>(i)));
+  PipeBarrier<PIPE_ALL>();
   return values;
 }
 
@@ -170,7 +171,8 @@ TEST_F(AscendEmulatorTest, BitMasksPickLanes) {
     Add(to, x, x, mask, 2, BinaryRepeatParams());
     const std::vector<float> got = Values(to, 128);
     for (size_t i = 0; i < 128; ++i) {
-      EXPECT_EQ(got[i], (0xF0F0u >> (i % 64) & 1) != 0 && i % 64 < 16 ? 2 * a[i] : 99.0f) << i;
+      const bool is_active = i % 64 < 16 && (0xF0F0u >> i % 64 & 1) != 0;
+      EXPECT_EQ(got[i], is_active ? 2 * a[i] : 99.0f) << i;
     }
     // The mask register, for an instruction that does not set it.
     SetVectorMask<float>(0, 1);
@@ -638,6 +640,7 @@ TEST_F(RejectionTest, MissingSynchronisation) {
     SetFlag<HardEvent::V_MTE3>(EVENT_ID0);
     WaitFlag<HardEvent::V_MTE3>(EVENT_ID0);
     DataCopy(f.global, f.x, 64);
+    PipeBarrier<PIPE_V>();
     Duplicate(f.x, 2.0f, 64);
   });
   Reject("DataCopy (MTE2) overwrites what Adds (V) reads", [](Fixture& f) {
@@ -767,7 +770,7 @@ TEST_F(RejectionTest, BoundsAndAlignment) {
   Reject("dst is not aligned to 32 bytes, its address is 4",
          [](Fixture& f) { DataCopy(f.x[1], f.global, 8); });
   Reject("28 bytes are not whole blocks", [](Fixture& f) { DataCopy(f.x, f.global, 7); });
-  Reject("byte 1055 is past the end of a global tensor of 1024 bytes",
+  Reject("byte 255 is past the end of a global tensor of 224 bytes",
          [](Fixture& f) { DataCopy(f.x, f.global[200], 64); });
   Reject("1088 bytes in a tensor of 1024", [this](Fixture& f) {
     f.global.SetGlobalBuffer(memory_.data());
