@@ -66,7 +66,7 @@ class AscendEmulatorTest : public testing::Test {
   template <typename T>
   std::vector<T> RandomValues(size_t count, int low = -50, int high = 50) {
     std::vector<T> values(count);
-    for (T& value : values) value = T(Random(low, high));
+    for (T& value : values) value = static_cast<T>(Random(low, high));
     return values;
   }
 
@@ -97,25 +97,25 @@ TYPED_TEST(ElementwiseTest, BinaryInstructionsOfTheFirstElements) {
         PipeBarrier<PIPE_ALL>();
       };
       Add(to, x, y, n);
-      check([](T p, T q) { return T(p + q); });
+      check([](T p, T q) { return static_cast<T>(p + q); });
       Sub(to, x, y, n);
-      check([](T p, T q) { return T(p - q); });
+      check([](T p, T q) { return static_cast<T>(p - q); });
       Mul(to, x, y, n);
-      check([](T p, T q) { return T(p * q); });
+      check([](T p, T q) { return static_cast<T>(p * q); });
       Max(to, x, y, n);
       check([](T p, T q) { return p < q ? q : p; });
       Min(to, x, y, n);
       check([](T p, T q) { return p < q ? p : q; });
-      Adds(to, x, T(3), n);
-      check([](T p, T) { return T(p + T(3)); });
-      Muls(to, x, T(-2), n);
-      check([](T p, T) { return T(p * T(-2)); });
-      Maxs(to, x, T(7), n);
-      check([](T p, T) { return p < T(7) ? T(7) : p; });
-      Mins(to, x, T(7), n);
-      check([](T p, T) { return p < T(7) ? p : T(7); });
-      Duplicate(to, T(11), n);
-      check([](T, T) { return T(11); });
+      Adds(to, x, static_cast<T>(3), n);
+      check([](T p, T) { return static_cast<T>(p + static_cast<T>(3)); });
+      Muls(to, x, static_cast<T>(-2), n);
+      check([](T p, T) { return static_cast<T>(p * static_cast<T>(-2)); });
+      Maxs(to, x, static_cast<T>(7), n);
+      check([](T p, T) { return p < static_cast<T>(7) ? static_cast<T>(7) : p; });
+      Mins(to, x, static_cast<T>(7), n);
+      check([](T p, T) { return p < static_cast<T>(7) ? p : static_cast<T>(7); });
+      Duplicate(to, static_cast<T>(11), n);
+      check([](T, T) { return static_cast<T>(11); });
       const std::vector<T> got = Values(to, a.size());
       Add(to, x, y, n);
       const std::vector<T> after = Values(to, a.size());
@@ -144,7 +144,7 @@ TYPED_TEST(ElementwiseTest, MasksAndStrides) {
           return static_cast<size_t>(
               (r * repeat[operand] + i / kPerBlock * block[operand]) * kPerBlock + i % kPerBlock);
         };
-        expected[at(0)] = T(a[at(1)] + b[at(2)]);
+        expected[at(0)] = static_cast<T>(a[at(1)] + b[at(2)]);
       }
     }
     ExpectNoErrors(ErrorsOf([&] {
