@@ -6,10 +6,13 @@
 
 #include <cstdint>
 
+// Where a backend's compiler needs another word, the backend defines it first.
+#ifndef SELECT_ATTN_HOST_DEVICE
 #ifdef __CUDACC__
 #define SELECT_ATTN_HOST_DEVICE __host__ __device__
 #else
 #define SELECT_ATTN_HOST_DEVICE
+#endif
 #endif
 
 namespace select_attn {
