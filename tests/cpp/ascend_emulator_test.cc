@@ -133,7 +133,7 @@ TYPED_TEST(ElementwiseTest, MasksAndStrides) {
     const int repeats = this->Random(1, 5);
     const int block[3] = {this->Random(1, 2), this->Random(1, 2), this->Random(0, 2)};
     const int repeat[3] = {16, this->Random(0, 16), this->Random(0, 16)};
-    const auto size = static_cast<size_t>(6 * 16 * kPerBlock);
+    const size_t size = size_t{6} * 16 * kPerBlock;
     const std::vector<T> a = this->template RandomValues<T>(size);
     const std::vector<T> b = this->template RandomValues<T>(size);
     const std::vector<T> before = this->template RandomValues<T>(size);
@@ -141,8 +141,9 @@ TYPED_TEST(ElementwiseTest, MasksAndStrides) {
     for (int r = 0; r < repeats; ++r) {
       for (int i = 0; i < mask; ++i) {
         const auto at = [&](int operand) {
-          return static_cast<size_t>(
-              (r * repeat[operand] + i / kPerBlock * block[operand]) * kPerBlock + i % kPerBlock);
+          const int at_block = r * repeat[operand] + i / kPerBlock * block[operand];
+          const int element = at_block * kPerBlock + i % kPerBlock;
+          return static_cast<size_t>(element);
         };
         expected[at(0)] = static_cast<T>(a[at(1)] + b[at(2)]);
       }
@@ -322,7 +323,7 @@ TEST_F(AscendEmulatorTest, Reductions) {
     TPipe pipe;
     const LocalTensor<float> x = Local(pipe, a);
     const LocalTensor<float> to = Local(pipe, std::vector<float>(256, 0.0f));
-    const auto row = [&](int i) { return a.begin() + i * 64; };
+    const auto row = [&](int i) { return a.begin() + int64_t{i} * 64; };
     WholeReduceSum(to, x, 60, 4, 1, 1, 8);
     std::vector<float> got = Values(to, 4);
     for (int i = 0; i < 4; ++i) {
@@ -349,7 +350,7 @@ TEST_F(AscendEmulatorTest, Reductions) {
     got = Values(to, 32);
     for (int i = 0; i < 32; ++i) {
       EXPECT_EQ(got[static_cast<size_t>(i)],
-                *std::max_element(a.begin() + 8 * i, a.begin() + 8 * i + 8));
+                *std::max_element(a.begin() + int64_t{i} * 8, a.begin() + int64_t{i} * 8 + 8));
     }
     PipeBarrier<PIPE_ALL>();
     BlockReduceSum(to, x, 4, 64, 1, 1, 8);
@@ -463,8 +464,8 @@ TEST_F(AscendEmulatorTest, CopiesWithStridesAndPadding) {
     const auto width = static_cast<uint32_t>(Random(1, 40));
     const auto gap = static_cast<uint32_t>(Random(0, 9));
     const uint32_t padded = (width * 2 + 31) / 32 * 16;
-    GlobalMemory<int16_t> from(rows * (width + gap));
-    GlobalMemory<int16_t> to(rows * (width + gap));
+    GlobalMemory<int16_t> from(size_t{rows} * (width + gap));
+    GlobalMemory<int16_t> to(size_t{rows} * (width + gap));
     for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<int16_t>(Random(1, 30000));
     ExpectNoErrors(ErrorsOf([&] {
       TPipe pipe;
@@ -510,7 +511,7 @@ TEST_F(AscendEmulatorTest, OffsetsBeyond32Bits) {
 
 // Doubles a row in tiles, as kernels should.
 void Double(float* from, float* to, uint32_t tiles, uint8_t buffers) {
-  constexpr uint32_t kTile = 4096;
+  constexpr uint64_t kTile = 4096;
   TPipe pipe;
   InQueue in;
   OutQueue out;
