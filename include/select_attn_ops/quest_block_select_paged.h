@@ -1,7 +1,7 @@
 // quest_block_select_paged: the k KV blocks of each request that matter most to its query.
 //
-// For request b and KV head n, let q be the float32 mean of the query heads that share n. KV block
-// j, whose keys lie channel-wise between min_j and max_j, scores
+// For request b and KV head n, let q be the float32 mean of the query heads that share n, those h
+// with h / (H / N) == n. KV block j, whose keys lie channel-wise between min_j and max_j, scores
 //
 //   score(j) = sum_d max(q[d] * max_j[d], q[d] * min_j[d])  >=  dot(q, key) for every key in j
 //

@@ -54,12 +54,13 @@ def quest_block_select_paged(
         channels.
     maxblocks, minblocks : tensor
         ``[num_meta_blocks, R, N, D]``, dtype of `query`, as `quest_prefill_metadata` writes them;
-        `N` KV heads divide the `H` query heads.
+        `N` KV heads divide the `H` query heads; query head `h` belongs to KV head ``h // (H // N)``.
     metadata_block_tables : tensor
-        ``[B, MMBPR]``, int32: the metadata blocks of each request, in order. Only entries of
-        blocks that are scored are read.
+        ``[B, MMBPR]``, int32: the metadata blocks of each request, in order. KV block `j` is
+        described by row ``j % R`` of metadata block ``metadata_block_tables[b, j // R]``. Only
+        entries of blocks that are scored are read.
     seq_lens : tensor
-        ``[B]``, int32: tokens in the cache. Request `b` has ``T = ceil(seq_lens[b] / block_size)``
+        ``[B]``, int32: tokens in the cache, the one at hand included. Request `b` has ``T = ceil(seq_lens[b] / block_size)``
         KV blocks.
     k : int, optional
         Blocks to select, at least 1. Leave it out when `out` is given.
@@ -69,7 +70,8 @@ def quest_block_select_paged(
     metadata_seq_lens : tensor, optional
         ``[B]``, int32: per request, ``seq_lens[b] - t`` in place of one `t` for all. Not both.
     block_size : int, optional
-        Tokens per KV block. Default: `R`. Required when ``R == 1``.
+        Tokens per KV block, as the metadata was written. Default: `R`. Required when ``R == 1``.
+        Nothing in the tensors tells a wrong one.
     out : tensor, optional
         ``[B, N, k]``, int32, written in full: it need not be initialised.
     workspace : tensor, optional
