@@ -33,7 +33,7 @@ class QueryRow {
  public:
   static constexpr bool kIsFloat32 = std::is_same_v<T, float>;
   // Elements of a tile of maxima, and of minima: 16 KiB each.
-  static constexpr int64_t kTileElements = 16 * 1024 / static_cast<int64_t>(sizeof(T));
+  static constexpr int64_t kTileElements = int64_t{16} * 1024 / static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kMostTileRows = 128;
 
   __aicore__ inline QueryRow() {}

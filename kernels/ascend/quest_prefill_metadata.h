@@ -79,9 +79,9 @@ class QuestPrefillMetadataKernel {
   using Element = std::conditional_t<kIsBFloat16, int16_t, T>;
 
   static constexpr int kTilesInFlight = 2;
-  static constexpr int64_t kTileBytes = 32 * 1024;
-  static constexpr int64_t kRowBytes = 4 * 1024;  // a token of the heads of an item
-  static constexpr int64_t kZeroBytes = 8 * 1024;
+  static constexpr int64_t kTileBytes = int64_t{32} * 1024;
+  static constexpr int64_t kRowBytes = int64_t{4} * 1024;  // a token of the heads of an item
+  static constexpr int64_t kZeroBytes = int64_t{8} * 1024;
   static constexpr int64_t kBlockBytes = 32;
   static constexpr int64_t kRepeatBytes = 256;
   static constexpr auto kElementBytes = static_cast<int64_t>(sizeof(Element));

@@ -29,7 +29,7 @@ class TopK {
     pipe->InitBuffer(scores_buffer_, kChunk * sizeof(float));
     pipe->InitBuffer(places_buffer_, kChunk * sizeof(int32_t));
     pipe->InitBuffer(indices_buffer_, kChunk * sizeof(int32_t));
-    pipe->InitBuffer(bits_buffer_, 2 * kChunk * sizeof(float));
+    pipe->InitBuffer(bits_buffer_, 2 * sizeof(float) * kChunk);
     pipe->InitBuffer(sorted_buffer_, kChunk * kPairBytes);
     pipe->InitBuffer(merged_buffer_, kChunk * kPairBytes);
     pipe->InitBuffer(best_buffer_, 2 * kMostPairs * kPairBytes);
