@@ -54,14 +54,15 @@ def quest_block_select_paged(
         channels.
     maxblocks, minblocks : tensor
         ``[num_meta_blocks, R, N, D]``, dtype of `query`, as `quest_prefill_metadata` writes them;
-        `N` KV heads divide the `H` query heads; query head `h` belongs to KV head ``h // (H // N)``.
+        `N` KV heads divide the `H` query heads; query head `h` belongs to KV head
+        ``h // (H // N)``.
     metadata_block_tables : tensor
         ``[B, MMBPR]``, int32: the metadata blocks of each request, in order. KV block `j` is
         described by row ``j % R`` of metadata block ``metadata_block_tables[b, j // R]``. Only
         entries of blocks that are scored are read.
     seq_lens : tensor
-        ``[B]``, int32: tokens in the cache, the one at hand included. Request `b` has ``T = ceil(seq_lens[b] / block_size)``
-        KV blocks.
+        ``[B]``, int32: tokens in the cache, the one at hand included. Request `b` has
+        ``T = ceil(seq_lens[b] / block_size)`` KV blocks.
     k : int, optional
         Blocks to select, at least 1. Leave it out when `out` is given.
     tokens_since_metadata_update : int
