@@ -44,9 +44,13 @@ demo: build
 	mkdir -p $(OUT)
 	$(BIN)/python experiments/1_real_text/demo_real_text.py --output $(OUT)/demo_real_text.png
 
-bench: build
+bench: build build/peers/ktransformers.so
 	mkdir -p $(OUT)
-	$(BIN)/python -m select_attn_ops bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
+	$(BIN)/python -m select_attn_ops bench --peers build/peers --json $(OUT)/bench.json \
+		--plot $(OUT)/bench.png
+
+build/peers/ktransformers.so: scripts/build_peers.sh $(wildcard scripts/peers/*)
+	PYTHON=$(BIN)/python bash scripts/build_peers.sh build/peers
 
 # On a machine with a GPU: tests, sanitizer and benchmark in one run, with the package that is
 # installed, or with WHEEL=<file>. Needs no network.
@@ -90,7 +94,8 @@ lint: build-cpp-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
-	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '/tvm_ffi.cc$$' -e '/cuda/backend.cc$$' -e '/ascend/backend.cc$$' -e '/ascend/device.cc$$' | \
+	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '^scripts/peers/' -e '/tvm_ffi.cc$$' -e '/cuda/backend.cc$$' \
+		-e '/ascend/backend.cc$$' -e '/ascend/device.cc$$' | \
 		xargs -P $(JOBS) -n 2 clang-tidy -p build/test --quiet --warnings-as-errors='*'
 
 format: setup

@@ -115,7 +115,7 @@ Prepare = Callable[[Sequence[Any]], Sequence[Callable[[], object]]]
 """Makes calls that solve problems of one kind, or raises `UnavailableError`."""
 
 PEERS: dict[str, Prepare] = {}
-"""Other libraries by name, to be measured beside torch. None yet."""
+"""Other libraries by name, to be measured beside torch; `peers.load` finds them."""
 
 
 def _flashinfer(problems: Sequence[Any]) -> list[Callable[[], object]]:

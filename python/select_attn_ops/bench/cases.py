@@ -298,7 +298,7 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
         scored -= s.batch * (window + 1)
         numbers = torch.arange(max(s.num_blocks), device=device)[None]
         ends = torch.tensor(s.num_blocks, device=device)[:, None]
-        forced = (numbers == 0) | (numbers >= ends - window)
+        forced = (numbers == 0) | ((numbers >= ends - window) & (numbers < ends))
     calls, touched, problems = [], [], []
     workspace: torch.Tensor | None = None
     for part_max, part_min in zip(maxima.chunk(sets), minima.chunk(sets), strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .. import runtime
-from . import report
+from . import alternatives, peers, report
 from .cases import DTYPES, TABLES, Spec, WrongResultError, build
 from .comparisons import COMPARISONS, Finding, beside_alternatives
 from .measuring import QUICK, THOROUGH
@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", nargs="+", type=int, help="in place of the suites' own")
     parser.add_argument(
         "--simd-target", choices=runtime.simd_targets(), help="in place of the suites' own"
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="DIR",
+        help="other libraries: what scripts/build_peers.sh built",
     )
     parser.add_argument("--quick", action="store_true", help="small data, to see that it works")
     parser.add_argument(
@@ -116,7 +122,7 @@ def _check_device(name: str) -> torch.device:
 
 
 def _refuse_on_device(options: argparse.Namespace) -> None:
-    for name in ("threads", "simd_target", "profile"):
+    for name in ("threads", "simd_target", "profile", "peers"):
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} goes with --device cpu only")
 
@@ -150,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.profile:
         _refuse_beside_profile(options)
         specs, comparisons = [spec for spec in specs if spec.shape.operator != TABLES], []
+    if options.peers:
+        alternatives.PEERS.update(peers.load(options.peers))
     if options.list:
         print(*(spec.name for spec in specs), *comparisons, sep="\n")
         return 0
