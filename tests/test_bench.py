@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -346,8 +347,14 @@ def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         alternatives.PEERS, "peer", lambda problems: [lambda: calls.append(1)] * len(problems)
     )
+
+    def do_other_work(problems: object) -> NoReturn:
+        raise alternatives.OtherWorkError("nothing like it")
+
+    monkeypatch.setitem(alternatives.PEERS, "stranger", do_other_work)
     result = runner.Runner(CPU, QUICK).run(Spec(Shape(SELECT, (16384,))))
     assert result.best_alternative == "peer"
+    assert "stranger" not in result.alternatives | result.skipped
     assert calls
 
 

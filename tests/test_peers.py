@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from select_attn_ops import __main__ as command_line
 from select_attn_ops.bench import alternatives, peers
-from select_attn_ops.bench.alternatives import Prepare, SelectionProblem, UnavailableError
+from select_attn_ops.bench.alternatives import OtherWorkError, Prepare, SelectionProblem
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "build_peers.sh"
 
@@ -88,19 +89,19 @@ def test_selects_the_same_blocks(
     ],
 )
 def test_says_what_it_cannot(ktransformers: Prepare, unsuitable: object, message: str) -> None:
-    with pytest.raises(UnavailableError, match=message):
+    with pytest.raises(OtherWorkError, match=message):
         ktransformers([unsuitable])
 
 
-def test_takes_part(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_takes_part(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alternatives, "PEERS", {})
-    options = ["--quick", "--suite", "speed", "--filter", "line 3: quest_block_select"]
-    options += ["--dtype", "fp16", "--peers", str(folder)]
+    options = ["--quick", "--filter", "line 4:", "--dtype", "fp16", "bf16"]
+    options += ["--peers", str(folder), "--json", str(tmp_path / "run.json")]
     assert command_line.main(["bench", *options]) == 0
-    assert list(alternatives.PEERS) == ["ktransformers"]
-    assert "no ktransformers" not in capsys.readouterr().out
+    cases = json.loads((tmp_path / "run.json").read_text())["cases"]
+    measured = [(c["operator"], c["dtype"]) for c in cases if "ktransformers" in c["alternatives"]]
+    assert len(cases) == 4
+    assert measured == [("quest_block_select_paged", "fp16")]
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

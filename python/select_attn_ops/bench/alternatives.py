@@ -111,6 +111,10 @@ class UnavailableError(RuntimeError):
     """An alternative cannot be measured here; the text says why."""
 
 
+class OtherWorkError(UnavailableError):
+    """An alternative does not do such work at all: nobody expects it to be measured."""
+
+
 Prepare = Callable[[Sequence[Any]], Sequence[Callable[[], object]]]
 """Makes calls that solve problems of one kind, or raises `UnavailableError`."""
 
@@ -120,7 +124,7 @@ PEERS: dict[str, Prepare] = {}
 
 def _flashinfer(problems: Sequence[Any]) -> list[Callable[[], object]]:
     if not isinstance(problems[0], SelectionProblem):
-        raise UnavailableError("it has nothing like it")
+        raise OtherWorkError("it has nothing like it")
     try:
         top_k = importlib.import_module("flashinfer").top_k
     except Exception as error:  # absent, or without what it compiles with

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import runtime
-from .alternatives import Prepare, SelectionProblem, UnavailableError
+from .alternatives import OtherWorkError, Prepare, SelectionProblem
 
 
 class _Ktransformers:
@@ -41,7 +41,7 @@ class _Ktransformers:
         self.selected = torch.empty(self._batch, num_heads, p.k, dtype=torch.int32)
         """The blocks of the last call, as places in the pool of rows."""
         if self._k < 1 or int(self._lens.min()) <= p.k:
-            raise UnavailableError("it is not asked for a choice")
+            raise OtherWorkError("it is not asked for a choice")
         pool = (ctypes.c_uint16 * (2 * p.maxblocks.numel())).from_address(
             library.ktransformers_anchors(self._selector)
         )
@@ -84,9 +84,9 @@ def _ktransformers(file: Path) -> Prepare:
     def prepare(problems: Sequence[Any]) -> list[Callable[[], object]]:
         first = problems[0]
         if not isinstance(first, SelectionProblem):
-            raise UnavailableError("only its selection is built")
+            raise OtherWorkError("only its selection is built")
         if first.query.dtype != torch.float16:
-            raise UnavailableError("its metadata is float16")
+            raise OtherWorkError("its metadata is float16")
         return [_Ktransformers(library, problem) for problem in problems]
 
     return prepare

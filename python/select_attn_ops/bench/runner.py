@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import runtime
-from .alternatives import UnavailableError
+from .alternatives import OtherWorkError, UnavailableError
 from .cases import Case, Spec, build
 from .ceiling import Ceiling
 from .device_ceiling import empty_kernel, processors
@@ -215,6 +215,8 @@ class Runner:
         for name, prepare in case.alternatives(compiled).items():
             try:
                 calls = prepare()
+            except OtherWorkError:
+                continue
             except UnavailableError as error:
                 skipped[name] = str(error)
                 continue
