@@ -387,8 +387,8 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for case in run["cases"]:
         assert set(case) == {
             *("label", "operator", "shape", "dtype", "threads", "simd_target", "seconds"),
-            *("bytes", "gb_per_s", "ceiling", "share", "credible", "alternatives", "skipped"),
-            *("speedup", "sets", "rounds"),
+            *("bytes", "gb_per_s", "ceiling", "share", "credible", "disturbed"),
+            *("alternatives", "skipped", "speedup", "sets", "rounds"),
         }
         assert set(case["seconds"]) == set(case["share"]) == {"median", "low", "high"}
         assert set(case["ceiling"]) == {"gb_per_s", "way"}
@@ -833,10 +833,33 @@ def result(label: str, microseconds: float, **fields: object) -> runner.Result:
         share=Spread(0.91, 0.9, 0.92),
         alternatives={"torch": 2 * time},
         skipped={},
+        disturbed=False,
         sets=1,
         rounds=1,
     )
     return replace(made, **fields)
+
+
+def test_a_busy_machine_gives_no_verdict() -> None:
+    disturbed = result("line 1", 50, disturbed=True, device_type="cpu", share=Spread(1, 1, 1))
+    assert not disturbed.credible
+    assert "THE MACHINE WAS BUSY" in report.case_text(disturbed)
+    assert "unknown" in report.table_text([disturbed], [])
+
+
+@pytest.mark.parametrize(("share_of_rate", "disturbed"), [(1.0, False), (3.0, True)])
+def test_notices_a_busy_machine(
+    share_of_rate: float, disturbed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read of the case that is much slower than the one at the start."""
+    monkeypatch.setattr(runner, "_LONG_READ", 0)
+    measurer = runner.Runner(CPU, QUICK)
+    rates = measurer.read_rates()
+    spec = Spec(Shape(SELECT, (65536,)), threads=1)
+    quiet = measurer.run(spec)
+    rates[1] = quiet.ceiling_rate * share_of_rate
+    monkeypatch.setattr(runner, "_BUSY_SHARE", 1.0 if disturbed else 0.01)
+    assert measurer.run(spec).disturbed == disturbed
 
 
 def test_verdicts_on_a_gpu() -> None:
@@ -859,6 +882,7 @@ def test_verdicts_on_a_gpu() -> None:
         ("gpu", "7", "MISSED"),
     ]
     assert "8.500 us" in rows[2]
+    assert "met" not in report.table_text(results, findings, verdicts=False)
     assert "slower in 1 of 6 cases; here beside torch; " in rows[5]
     assert "no torch.compile in 1 cases" in rows[5]
     assert "threads" not in rows[0]

@@ -98,7 +98,10 @@ HWY_INLINE void PrefetchRows(const ScoredRow<T>& to_l1, const ScoredRow<T>& to_l
   constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
   const int64_t step = LoadSize();
   if (step < kLine && d % kLine != 0) return;
-  for (int64_t line = d; line < d + step; line += kLine) {
+  // A count, because GCC does not see that a loop up to d + step makes one turn.
+  const int64_t lines = step < kLine ? 1 : step / kLine;
+  for (int64_t i = 0; i < lines; ++i) {
+    const int64_t line = d + i * kLine;
     PrefetchToL1(to_l1.max + line);
     PrefetchToL1(to_l1.min + line);
     PrefetchToL2(to_l2.max + line);

@@ -31,10 +31,10 @@ struct Selector {
 
 extern "C" {
 
-// A cache of `num_blocks` blocks whose summaries, "anchors", are a maximum and a minimum per head.
-// Its blocks have one token each: the selection does not depend on their size, and the tokens,
-// which it does not read, take less memory.
-void* ktransformers_create(int batch, int num_heads, int head_dim, int num_blocks,
+// A cache of `num_blocks` blocks whose summaries, "anchors", are a maximum and a minimum per head,
+// for requests of up to `width` blocks. Its blocks have one token each, and there are no more tokens
+// than `width`: the selection reads none, and depends on neither.
+void* ktransformers_create(int batch, int width, int num_heads, int head_dim, int num_blocks,
                            int num_threads) {
   KVCacheConfig config;
   config.layer_num = 1;
@@ -44,7 +44,7 @@ void* ktransformers_create(int batch, int num_heads, int head_dim, int num_block
   config.block_len = 1;
   config.anchor_num = 2;
   config.kv_type = GGML_TYPE_F16;
-  config.max_block_num = num_blocks;
+  config.max_block_num = width;
   config.max_batch_size = batch;
   config.max_thread_num = num_threads;
   config.anchor_type = QUEST;
@@ -52,7 +52,10 @@ void* ktransformers_create(int batch, int num_heads, int head_dim, int num_block
   config.layer_step = 1;
   config.token_step = 1;
   config.layer_offset = 0;
-  return std::make_unique<Selector>(config, num_threads).release();
+  auto selector = std::make_unique<Selector>(config, num_threads);
+  selector->cache.anchor_.resize(static_cast<size_t>(num_blocks) * config.anchor_num * num_heads *
+                                 head_dim);
+  return selector.release();
 }
 
 void ktransformers_destroy(void* selector) { delete static_cast<Selector*>(selector); }
@@ -69,7 +72,8 @@ uint16_t* ktransformers_anchors(void* selector) {
 void ktransformers_select(void* selector, const uint16_t* query, int* tables, int* lens, int batch,
                           int width, int num_first, int num_last, int k, int* out) {
   auto& [cache, threads] = *static_cast<Selector*>(selector);
-  // Its threads keep turning for 50 ms after their work, which would be other contenders' time.
+  // Threads of this call alone: they keep turning for 50 ms after their work, which would be other
+  // contenders' time.
   Backend backend(threads);
   cache.attn_initialize_kvhead_(batch, 0, tables, width, lens);
   cache.retrieval_kvcache_kvhead_(query, num_first, num_last, k, /*q_len=*/1,

@@ -128,7 +128,7 @@ def _refuse_on_device(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_profile(options: argparse.Namespace) -> None:
-    for name in ("check", "json", "plot"):
+    for name in ("check", "json", "plot", "peers"):
         if getattr(options, name):
             raise ValueError(f"--profile does not go with --{name}")
 
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     only_results = [result for _, result in results]
     if device.type != "cpu":
         findings += beside_alternatives(only_results)
-    table = report.table_text(only_results, findings)
+    table = report.table_text(only_results, findings, verdicts=not runner.effort.small)
     if table:
         print(table)
     if options.json:

@@ -10,25 +10,26 @@ from typing import Any
 import torch
 
 from .. import runtime
-from .alternatives import OtherWorkError, Prepare, SelectionProblem
+from .alternatives import OtherWorkError, Prepare, SelectionProblem, UnavailableError
 
 
 class _Ktransformers:
     """The block selection of ktransformers, for one problem.
 
-    It has an own copy of the metadata, as ktransformers lays it out, and the mean query, which is
-    not made anew in each call: both are to its advantage.
+    It has an own copy of the metadata, float16 whatever ours is and as ktransformers lays it out,
+    and the mean query, which is not made anew in each call: both are to its advantage. Not to it is
+    that its threads are started anew in each call, some tenths of a millisecond.
     """
+
+    # Of a table, a selector has vectors within vectors, 0.3 KiB per entry for 8 heads.
+    _MOST_ENTRIES = 1 << 18
 
     def __init__(self, library: ctypes.CDLL, p: SelectionProblem) -> None:
         num_metadata_blocks, rows, num_heads, head_dim = p.maxblocks.shape
+        self._library, self._selector = library, None
         self._batch = len(p.tables)
-        self._library = library
-        self._threads = runtime.get_num_threads()
-        self._selector = library.ktransformers_create(
-            self._batch, num_heads, head_dim, num_metadata_blocks * rows, self._threads
-        )
-        self._query = p.query.view(self._batch, num_heads, -1, head_dim).mean(2).contiguous()
+        mean = p.query.view(self._batch, num_heads, -1, head_dim).float().mean(2)
+        self._query = mean.half().contiguous()
         self._tables = (p.tables[..., None] * rows + torch.arange(rows)).int().flatten(1)
         if p.rows is None:
             lens = torch.full((self._batch,), p.longest)
@@ -42,6 +43,15 @@ class _Ktransformers:
         """The blocks of the last call, as places in the pool of rows."""
         if self._k < 1 or int(self._lens.min()) <= p.k:
             raise OtherWorkError("it is not asked for a choice")
+        if self._tables.numel() > self._MOST_ENTRIES:
+            raise UnavailableError("its tables would take too much memory")
+        self._selector = library.ktransformers_create(
+            *self._tables.shape,
+            num_heads,
+            head_dim,
+            num_metadata_blocks * rows,
+            runtime.get_num_threads(),
+        )
         pool = (ctypes.c_uint16 * (2 * p.maxblocks.numel())).from_address(
             library.ktransformers_anchors(self._selector)
         )
@@ -66,14 +76,18 @@ class _Ktransformers:
         return self.selected
 
     def __del__(self) -> None:
-        self._library.ktransformers_destroy(self._selector)
+        if self._selector is not None:
+            self._library.ktransformers_destroy(self._selector)
 
 
 def _ktransformers(file: Path) -> Prepare:
-    library = ctypes.CDLL(str(file))
+    try:
+        library = ctypes.CDLL(str(file.resolve()))
+    except OSError as error:
+        raise ValueError(f"{file} does not load: {error}") from error
     integer, pointer = ctypes.c_int, ctypes.c_void_p
     for name, result, arguments in (
-        ("create", pointer, [integer] * 5),
+        ("create", pointer, [integer] * 6),
         ("destroy", None, [pointer]),
         ("anchors", pointer, [pointer]),
         ("select", None, [*[pointer] * 4, *[integer] * 5, pointer]),
@@ -82,11 +96,8 @@ def _ktransformers(file: Path) -> Prepare:
         function.restype, function.argtypes = result, arguments
 
     def prepare(problems: Sequence[Any]) -> list[Callable[[], object]]:
-        first = problems[0]
-        if not isinstance(first, SelectionProblem):
+        if not isinstance(problems[0], SelectionProblem):
             raise OtherWorkError("only its selection is built")
-        if first.query.dtype != torch.float16:
-            raise OtherWorkError("its metadata is float16")
         return [_Ktransformers(library, problem) for problem in problems]
 
     return prepare

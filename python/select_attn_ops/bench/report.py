@@ -139,7 +139,9 @@ def case_text(result: Result) -> str:
     if best is not None:
         parts.append(f"{result.alternatives[best] / result.seconds.median:.1f}x {best}")
     parts += [f"no {name}: {why}" for name, why in result.skipped.items()]
-    if not result.credible:
+    if result.disturbed:
+        parts.append("THE MACHINE WAS BUSY: it reads long tensors more than twice as fast")
+    elif not result.credible:
         parts.append("THE CEILING IS WRONG: the operator is faster than a read of its memory")
     return " | ".join(parts)
 
@@ -164,8 +166,10 @@ def _row(label: str, what: str, value: str, limit: str, met: bool | None) -> str
     return f"{label:8}{value:>12}  {limit:12}{verdict:9}{what}"
 
 
-def table_text(results: Sequence[Result], findings: Sequence[Finding]) -> str:
-    """The table of speed: the figures that have a target, beside it."""
+def table_text(
+    results: Sequence[Result], findings: Sequence[Finding], *, verdicts: bool = True
+) -> str:
+    """The table of speed: the figures that have a target, beside it, and whether they meet it."""
     rows = []
     for result in results:
         what = f"{result.operator}, {result.dtype}, "
@@ -182,13 +186,16 @@ def table_text(results: Sequence[Result], findings: Sequence[Finding]) -> str:
         else:
             continue
         # What a GPU should do says nothing about a processor.
-        if result.label.startswith("gpu") and result.device_type == "cpu":
+        for_another = result.label.startswith("gpu") and result.device_type == "cpu"
+        if for_another or not (verdicts and result.credible):
             met = None
         row = _row(result.label, what, value, limit, met)
         rows.append((int(result.label.split()[1]), row))
     for finding in findings:
         limit = f"<= {finding.limit:.2f} {finding.unit}"
-        met = None if finding.value is None else finding.value <= finding.limit
+        met = None
+        if verdicts and finding.value is not None:
+            met = finding.value <= finding.limit
         value = "-" if finding.value is None else f"{finding.value:.3f} {finding.unit}"
         what = finding.what + (f" ({finding.note})" if finding.note else "")
         row = _row(finding.label, what, value, limit, met)
@@ -213,6 +220,7 @@ def case_json(result: Result) -> dict[str, Any]:
         "ceiling": {"gb_per_s": result.ceiling_rate / 1e9, "way": result.ceiling_way},
         "share": asdict(result.share),
         "credible": result.credible,
+        "disturbed": result.disturbed,
         "alternatives": result.alternatives,
         "skipped": result.skipped,
         "speedup": None if best is None else result.alternatives[best] / result.seconds.median,

@@ -25,6 +25,10 @@ from .measuring import (
 
 # A share of the ceiling beyond this is no speed, but a ceiling that is too low.
 CREDIBLE_SHARE = 1.02
+# Nor is it one of this memory if a plain read of so many bytes is so much slower than one of long
+# tensors at the start of the run: something else had the processors.
+_LONG_READ = 32 << 20
+_BUSY_SHARE = 0.5
 # How often a ceiling that is too low is looked for anew.
 _ATTEMPTS = 3
 
@@ -51,13 +55,15 @@ class Result:
     """Times of each."""
     skipped: dict[str, str]
     """Alternatives that could not be measured, and why."""
+    disturbed: bool
+    """Whether the machine had other things to do."""
     sets: int
     rounds: int
 
     @property
     def credible(self) -> bool:
         """Whether the ceiling is one."""
-        return self.share.median <= CREDIBLE_SHARE
+        return self.share.median <= CREDIBLE_SHARE and not self.disturbed
 
     @property
     def best_alternative(self) -> str | None:
@@ -84,6 +90,7 @@ class Runner:
         self.clock = clock_for(device)
         self.ceiling = Ceiling(self.clock)
         self._built: tuple[object, Case] | None = None
+        self._read_rates: dict[int, float] = {}
 
     @property
     def rotated_bytes(self) -> int:
@@ -127,6 +134,7 @@ class Runner:
                 best = [contender for _, contender in self.ceiling.best([tensors])]
                 seconds, _ = interleave(self.clock, best, Turns(1), self.effort)
             rates[threads] = 8 * count / min(Spread.of(taken).median for taken in seconds)
+        self._read_rates = rates
         return rates
 
     def empty_kernels(self) -> dict[int, float]:
@@ -184,6 +192,9 @@ class Runner:
         ]
         which = min(range(len(shares)), key=lambda i: shares[i].median)
         own = Spread.of(seconds[0])
+        ceiling_rate = case.touched_bytes / Spread.of(seconds[1 + which]).median
+        expected_rate = self._read_rates.get(threads, 0.0) if self.device.type == "cpu" else 0.0
+        is_long = case.touched_bytes >= _LONG_READ
         return Result(
             device_type=self.device.type,
             label=case.label,
@@ -195,7 +206,7 @@ class Runner:
             seconds=own,
             rate=case.bytes_per_call / own.median,
             bytes_per_call=case.bytes_per_call,
-            ceiling_rate=case.touched_bytes / Spread.of(seconds[1 + which]).median,
+            ceiling_rate=ceiling_rate,
             ceiling_way=str(best[which][0]),
             share=shares[which],
             alternatives={
@@ -203,6 +214,7 @@ class Runner:
                 for name, taken in zip(others, others_seconds, strict=True)
             },
             skipped=skipped,
+            disturbed=is_long and ceiling_rate < _BUSY_SHARE * expected_rate,
             sets=len(case.calls),
             rounds=len(seconds[0]),
         )
