@@ -304,7 +304,7 @@ class QuestBlockSelectPagedKernel {
 
   __aicore__ inline void ScoreTile(int64_t rows, const AscendC::LocalTensor<float>& scores) {
     AscendC::LocalTensor<T> tile = tiles_.template DeQue<T>();
-    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<int32_t>(rows),
+    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<uint8_t>(rows),
                  scores, Release{tiles_, tile});
   }
 
