@@ -14,11 +14,6 @@ constexpr int kRepeatSteps = 32;
 constexpr double kInstructionStep = 10.0;
 constexpr int kInstructionSteps = 25;
 
-void Extend(Range& range, double value) {
-  range.low = std::min(range.low, value);
-  range.high = std::max(range.high, value);
-}
-
 }  // namespace
 
 double PredictedBandwidth(const Measurement& measurement, const CostParameters& parameters) {
@@ -37,9 +32,8 @@ double WorstError(const std::vector<Measurement>& measurements, const CostParame
 }
 
 Calibration Calibrate(const std::vector<Measurement>& measurements, const CostParameters& fixed) {
-  constexpr double kMost = std::numeric_limits<double>::infinity();
-  Calibration calibration = {fixed, {kMost, 0.0}, {kMost, 0.0}};
-  double least = kMost;
+  Calibration calibration = {fixed, {}};
+  double least = std::numeric_limits<double>::infinity();
   for (int r = 1; r <= kRepeatSteps; ++r) {
     for (int i = 0; i <= kInstructionSteps; ++i) {
       CostParameters parameters = fixed;
@@ -50,9 +44,7 @@ Calibration Calibrate(const std::vector<Measurement>& measurements, const CostPa
         least = error;
         calibration.best = parameters;
       }
-      if (error > kTolerance) continue;
-      Extend(calibration.cycles_per_repeat, parameters.cycles_per_repeat);
-      Extend(calibration.cycles_per_vector_instruction, parameters.cycles_per_vector_instruction);
+      if (error <= kTolerance) calibration.fitting.push_back(parameters);
     }
   }
   return calibration;

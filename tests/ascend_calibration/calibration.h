@@ -20,16 +20,10 @@ double PredictedBandwidth(const Measurement& measurement,
 double WorstError(const std::vector<Measurement>& measurements,
                   const ascend_emulator::CostParameters& parameters);
 
-struct Range {
-  double low;
-  double high;
-};
-
 struct Calibration {
   ascend_emulator::CostParameters best;
-  // Over all pairs that keep every error within kTolerance: how little three figures say.
-  Range cycles_per_repeat;
-  Range cycles_per_vector_instruction;
+  // All of the grid that keep every error within kTolerance: how little three figures say.
+  std::vector<ascend_emulator::CostParameters> fitting;
 };
 
 // Searches a grid; all other parameters stay as they are in `fixed`.

@@ -13,7 +13,6 @@ namespace {
 
 using ascend_emulator::GlobalMemory;
 
-constexpr int32_t kBatch = 10;
 constexpr int32_t kKvHeads = 8;
 
 template <typename Kernel, typename Arguments>
@@ -32,6 +31,7 @@ void Number(GlobalMemory<int32_t>& table) {
 // 98,304 tokens per request. Costs do not depend on values, which are zero.
 template <typename T>
 Measurement MeasureSelection(const std::string& what, double bandwidth) {
+  constexpr int32_t kBatch = 20;
   constexpr int32_t kGroup = 4;
   constexpr int32_t kTiles = 6;
   constexpr int32_t kK = 8;
@@ -54,6 +54,7 @@ Measurement MeasureSelection(const std::string& what, double bandwidth) {
 
 // 16,384 tokens per request.
 Measurement MeasureMetadata() {
+  constexpr int32_t kBatch = 10;
   constexpr int32_t kTiles = 128;
   constexpr size_t kHeads = size_t{kBatch} * kKvHeads;
   GlobalMemory<half> keys(kHeads * kTiles * kTileElements);

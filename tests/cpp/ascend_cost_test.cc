@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
@@ -11,6 +12,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,7 +29,6 @@
 namespace select_attn::ascend {
 namespace {
 
-using ascend_calibration::Calibration;
 using ascend_calibration::kHeadDim;
 using ascend_calibration::kTileElements;
 using ascend_calibration::kTileRows;
@@ -226,15 +227,23 @@ TEST_F(AscendCalibrationTest, KernelsHaveTheCountsOfTheOriginal) {
 // The model's constants are those that the search finds, and they are good enough.
 TEST_F(AscendCalibrationTest, FindsTheParameters) {
   const CostParameters parameters;
-  const Calibration found = ascend_calibration::Calibrate(measurements_, parameters);
+  const ascend_calibration::Calibration found =
+      ascend_calibration::Calibrate(measurements_, parameters);
   EXPECT_EQ(found.best.cycles_per_repeat, parameters.cycles_per_repeat);
   EXPECT_EQ(found.best.cycles_per_vector_instruction, parameters.cycles_per_vector_instruction);
+  const auto [least, most] =
+      std::minmax_element(found.fitting.begin(), found.fitting.end(),
+                          [](const CostParameters& x, const CostParameters& y) {
+                            return x.cycles_per_repeat < y.cycles_per_repeat;
+                          });
+  ASSERT_NE(least, found.fitting.end());
   std::printf(
-      "calibration: %.2f cycles per repeat (any of %.2f to %.2f would do), %.0f per vector "
-      "instruction (%.0f to %.0f)\n",
-      found.best.cycles_per_repeat, found.cycles_per_repeat.low, found.cycles_per_repeat.high,
-      found.best.cycles_per_vector_instruction, found.cycles_per_vector_instruction.low,
-      found.cycles_per_vector_instruction.high);
+      "calibration: %.2f cycles per repeat, %.0f per vector instruction; within %.0f %% from %.2f "
+      "with %.0f to %.2f with %.0f\n",
+      parameters.cycles_per_repeat, parameters.cycles_per_vector_instruction,
+      100 * ascend_calibration::kTolerance, least->cycles_per_repeat,
+      least->cycles_per_vector_instruction, most->cycles_per_repeat,
+      most->cycles_per_vector_instruction);
   for (const Measurement& measurement : measurements_) {
     const double predicted = ascend_calibration::PredictedBandwidth(measurement, parameters);
     std::printf("calibration: %s: %.3f TB/s predicted, %.3f measured, %+.1f %%\n",
@@ -248,8 +257,15 @@ TEST_F(AscendCalibrationTest, FindsTheParameters) {
 // Calls of the kernels that ship; prints a line for each.
 class AscendCostTest : public testing::TestWithParam<DType>, protected RandomCalls {
  protected:
-  static void SetUpTestSuite() { costs_.clear(); }
-  static void TearDownTestSuite() { ascend_emulator::PrintCosts(std::cout, costs_); }
+  static void SetUpTestSuite() {
+    costs_.clear();
+    ranges_.clear();
+    fitting_ = ascend_calibration::Calibrate(ascend_calibration::RunMeasurements(), {}).fitting;
+  }
+  static void TearDownTestSuite() {
+    ascend_emulator::PrintCosts(std::cout, costs_);
+    std::cout << "over all parameters that fit:\n" << ranges_;
+  }
 
   void Fill(Pool& pool, float scale = 1.0f) {
     for (float& value : pool.values) value = scale * SmallInteger();
@@ -261,12 +277,26 @@ class AscendCostTest : public testing::TestWithParam<DType>, protected RandomCal
     return costs_.back();
   }
 
+  // The last call, whichever of the parameters that fit are the chip's, or at least with the best.
+  static void ExpectFasterThanMeasured(const Cost& cost, bool whichever) {
+    double low = cost.bandwidth();
+    double high = low;
+    for (const CostParameters& parameters : fitting_) {
+      const double bandwidth =
+          ascend_emulator::CostOf(cost.shape, emulated_device.launches, parameters).bandwidth();
+      low = std::min(low, bandwidth);
+      high = std::max(high, bandwidth);
+    }
+    EXPECT_GT(whichever ? low : cost.bandwidth(), cost.shape.measured);
+    ranges_ += cost.shape.what + ": " + std::to_string(low / 1e12) + " to " +
+               std::to_string(high / 1e12) + " TB/s\n";
+  }
+
   static void ExpectHiddenCopies(const Cost& cost) {
     EXPECT_LE(cost.bytes_ratio(), 1.02);
     EXPECT_GE(cost.copies_in_flight, 2);
     EXPECT_EQ(cost.cores_busy, kCores);
-    EXPECT_LE(cost.overlap_ratio(), 1.25);
-    EXPECT_GT(cost.bandwidth(), 0.8 * cost.shape.measured);
+    EXPECT_LE(cost.overlap_ratio(), 1.1);
   }
 
   // The contract's result, too.
@@ -300,8 +330,16 @@ class AscendCostTest : public testing::TestWithParam<DType>, protected RandomCal
     const auto rows = static_cast<double>(c.batch * c.heads * c.kv_columns);
     const auto row_bytes = static_cast<double>(c.dim * ElementBytes(GetParam()));
     const auto query_rows = static_cast<double>(p.batch * p.num_heads);
-    return Record({what + ", " + DTypeName(GetParam()), rows, (2.0 * rows + query_rows) * row_bytes,
+    return Record({what + ", " + DTypeText(), rows, (2.0 * rows + query_rows) * row_bytes,
                    static_cast<double>(out.size() * sizeof(int32_t)), measured});
+  }
+
+  // As the table has it, in lower case.
+  static std::string DTypeText() {
+    std::string text = DTypeName(GetParam());
+    std::transform(text.begin(), text.end(), text.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return text;
   }
 
   double MeasuredSelection() const {
@@ -311,8 +349,12 @@ class AscendCostTest : public testing::TestWithParam<DType>, protected RandomCal
   }
 
   static std::vector<Cost> costs_;
+  static std::vector<CostParameters> fitting_;
+  static std::string ranges_;
 };
 std::vector<Cost> AscendCostTest::costs_;
+std::vector<CostParameters> AscendCostTest::fitting_;
+std::string AscendCostTest::ranges_;
 
 TEST_P(AscendCostTest, MetadataIsCheap) {
   // 10,240 tokens a request, 4 KV blocks of all heads for each core.
@@ -334,17 +376,20 @@ TEST_P(AscendCostTest, MetadataIsCheap) {
   const auto written_rows = static_cast<double>(2 * c.metadata_blocks * c.rows * c.heads);
   const bool is_float32 = GetParam() == DType::kFloat32;
   const Cost& cost =
-      Record({"metadata, " + DTypeName(GetParam()), rows, rows * row_bytes,
-              written_rows * row_bytes, is_float32 ? 0.0 : ascend_calibration::kMeasuredMetadata});
+      Record({"metadata, " + DTypeText(), rows, rows * row_bytes, written_rows * row_bytes,
+              is_float32 ? 0.0 : ascend_calibration::kMeasuredMetadata});
   ExpectHiddenCopies(cost);
+  // bfloat16 needs more repeats than the original, which compares it as float16.
+  ExpectFasterThanMeasured(cost, GetParam() != DType::kBFloat16);
   // The original needs 4 for float16.
   EXPECT_LE(cost.repeats_per_row(), GetParam() == DType::kFloat16 ? 0.6 * 4 : 5.5);
 }
 
 TEST_P(AscendCostTest, SelectionIsCheap) {
   // As the original is assumed to have been measured, 98,304 tokens a request.
-  const Cost cost = Select("selection", Uniform(10, 8, 768, 128), 4, 32, MeasuredSelection());
+  const Cost cost = Select("selection", Uniform(20, 8, 768, 128), 4, 8, MeasuredSelection());
   ExpectHiddenCopies(cost);
+  ExpectFasterThanMeasured(cost, true);
   EXPECT_LE(cost.repeats_per_row(), 12.0);
 }
 
