@@ -6,8 +6,9 @@
 // the workspace, and the second kernel merges those. Where the cuts are does not matter to the
 // result: a score depends on its row alone, and the best k of a total order on nothing else.
 //
-// A tile of rows is copied, maxima and minima, while the one before it is scored. Floors: the bytes
-// of the metadata; see query_row.h for the vector repeats.
+// A tile of rows is copied, maxima and minima, while the one before it is scored, and the first of
+// a piece while the one before ends. Floors: the bytes of the metadata; see query_row.h for the
+// vector repeats.
 
 #ifndef SELECT_ATTN_OPS_ASCEND_QUEST_BLOCK_SELECT_PAGED_H_
 #define SELECT_ATTN_OPS_ASCEND_QUEST_BLOCK_SELECT_PAGED_H_
@@ -147,7 +148,8 @@ class QuestBlockSelectPagedKernel {
  public:
   __aicore__ inline QuestBlockSelectPagedKernel(const QuestBlockSelectPagedArguments& arguments,
                                                 AscendC::TPipe* pipe)
-      : a_(arguments), tile_rows_(QueryRow<T>::TileRows(arguments.head_dim)) {
+      : a_(arguments), tile_rows_(QueryRow<T>::TileRows(arguments.head_dim)), walk_(arguments) {
+    pipe->InitBuffer(heads_, 1, kHeadsBytes);
     pipe->InitBuffer(tiles_, kTilesInFlight, 2 * kTileElements * sizeof(T));
     pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
     query_.Init(pipe, a_.head_dim);
@@ -157,17 +159,20 @@ class QuestBlockSelectPagedKernel {
 
   __aicore__ inline void Run() {
     const auto core = static_cast<int64_t>(AscendC::GetBlockIdx());
-    PieceWalk walk(a_);
-    walk.Begin(core);
-    Piece piece = {};
-    while (walk.Next(piece)) {
-      const Ranking ranking = ClampedRanking(a_, piece.b);
+    walk_.Begin(core);
+    BeginNext();
+    while (has_next_) {
+      Job job = next_;
       top_k_.Clear();
-      if (ranking.num_scored > 0) ScorePiece(piece, ranking);
-      if (piece.is_whole()) {
-        writer_.Write(a_, ranking, piece.b, piece.n, top_k_);
+      if (job.ranking.num_scored > 0) {
+        ScorePiece(job);
       } else {
-        StorePartial(PartialAddress(a_, core, piece.first == 0));
+        BeginNext();
+      }
+      if (job.piece.is_whole()) {
+        writer_.Write(a_, job.ranking, job.piece.b, job.piece.n, top_k_);
+      } else {
+        StorePartial(PartialAddress(a_, core, job.piece.first == 0));
       }
     }
   }
@@ -175,6 +180,9 @@ class QuestBlockSelectPagedKernel {
  private:
   static constexpr int kTilesInFlight = 2;
   static constexpr int64_t kTileElements = QueryRow<T>::kTileElements;
+
+  static constexpr int64_t kHeadsBytes = int64_t{4} * 1024;
+  static constexpr int64_t kNotAskedFor = -1;
 
   using Tiles = AscendC::TQue<AscendC::TPosition::VECIN, kTilesInFlight>;
 
@@ -195,47 +203,93 @@ class QuestBlockSelectPagedKernel {
     bool skipped;  // a row, because its table entry is bad
   };
 
-  __aicore__ inline void ScorePiece(const Piece& piece, const Ranking& ranking) {
-    LoadQuery(piece.b, piece.n);
-    const int64_t first = ranking.blocks.scored_begin + piece.first;
-    Cursor cursor = {piece.b, piece.n, first, ranking.blocks.scored_begin + piece.end, false};
+  // A piece, and the rows of its first two tiles.
+  struct Job {
+    Piece piece;
+    Ranking ranking;
+    Cursor cursor;
+    int64_t rows;
+    int64_t next_rows;  // or kNotAskedFor
+  };
+
+  // Makes the core's next piece, if there is one, next_, and asks for its query and first tile.
+  __aicore__ inline void BeginNext() {
+    has_next_ = walk_.Next(next_.piece);
+    if (!has_next_) return;
+    const Piece& piece = next_.piece;
+    next_.ranking = ClampedRanking(a_, piece.b);
+    const int64_t first = next_.ranking.blocks.scored_begin;
+    next_.cursor = {piece.b, piece.n, first + piece.first, first + piece.end, false};
+    next_.rows = next_.next_rows = 0;
+    if (next_.ranking.num_scored == 0) return;
+    LoadHeads(piece, 0);
+    next_.rows = LoadTile(next_.cursor, TopK::kChunk);
+    if (next_.rows > 0) next_.next_rows = kNotAskedFor;
+  }
+
+  // Asks for the tile behind one of `rows` rows, of which the chunk has `in_chunk` before it.
+  __aicore__ inline int64_t LoadTileBehind(Cursor& cursor, int64_t in_chunk, int64_t rows) {
+    const int64_t room = TopK::kChunk - in_chunk - rows;
+    return LoadTile(cursor, room > 0 ? room : TopK::kChunk);
+  }
+
+  __aicore__ inline void ScorePiece(Job& job) {
+    AddQuery(job.piece);
+    const int64_t first = job.ranking.blocks.scored_begin + job.piece.first;
     // Indices count the rows that are scored, which are the blocks' numbers if none is skipped.
     int64_t first_index = first;
     int32_t in_chunk = 0;
     AscendC::LocalTensor<float> scores = top_k_.BeginChunk();
-    int64_t rows = LoadTile(cursor, TopK::kChunk);
+    int64_t rows = job.rows;
+    int64_t next_rows = job.next_rows;
+    if (rows == 0) BeginNext();
     while (rows > 0) {
-      const int64_t room = TopK::kChunk - in_chunk - rows;
-      const int64_t next_rows = LoadTile(cursor, room > 0 ? room : TopK::kChunk);
+      if (next_rows == kNotAskedFor) next_rows = LoadTileBehind(job.cursor, in_chunk, rows);
+      const bool is_last = next_rows == 0;
+      if (is_last) BeginNext();
       ScoreTile(rows, scores[static_cast<uint32_t>(in_chunk)]);
+      if (is_last && has_next_ && next_.next_rows == kNotAskedFor) {
+        next_.next_rows = LoadTileBehind(next_.cursor, 0, next_.rows);
+      }
       in_chunk += static_cast<int32_t>(rows);
       if (in_chunk == TopK::kChunk) {
         top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
         first_index += in_chunk;
         in_chunk = 0;
-        if (next_rows > 0) scores = top_k_.BeginChunk();
+        if (!is_last) scores = top_k_.BeginChunk();
       }
       rows = next_rows;
+      next_rows = is_last ? 0 : kNotAskedFor;
     }
     if (in_chunk > 0) top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
-    if (cursor.skipped) NumberBlocks(first, cursor);
+    if (job.cursor.skipped) NumberBlocks(first, job.cursor);
   }
 
-  __aicore__ inline void LoadQuery(int64_t b, int64_t n) {
-    const int64_t group = a_.num_heads / a_.num_kv_heads;
-    const int64_t at_once = kTileElements / a_.head_dim;
-    for (int64_t h = 0; h < group; h += at_once) {
-      const int64_t count = Smaller(group - h, at_once);
-      AscendC::LocalTensor<T> heads = tiles_.template AllocTensor<T>();
-      LoadRows(heads,
-               {a_.query, b * a_.query_request_stride + (n * group + h) * a_.query_head_stride,
-                a_.query_head_stride, count, a_.head_dim});
-      tiles_.EnQue(heads);
-      heads = tiles_.template DeQue<T>();
-      query_.AddHeads(heads, count, h == 0);
-      tiles_.FreeTensor(heads);
+  __aicore__ inline int64_t Group() const { return a_.num_heads / a_.num_kv_heads; }
+  __aicore__ inline int64_t HeadsAtOnce() const {
+    return kHeadsBytes / static_cast<int64_t>(sizeof(T)) / a_.head_dim;
+  }
+
+  // Asks for query heads of a piece's KV head, from the group's h-th on.
+  __aicore__ inline void LoadHeads(const Piece& piece, int64_t h) {
+    const int64_t count = Smaller(Group() - h, HeadsAtOnce());
+    const AscendC::LocalTensor<T> heads = heads_.template AllocTensor<T>();
+    LoadRows(heads,
+             {a_.query,
+              piece.b * a_.query_request_stride + (piece.n * Group() + h) * a_.query_head_stride,
+              a_.query_head_stride, count, a_.head_dim});
+    heads_.EnQue(heads);
+  }
+
+  // The first heads are asked for.
+  __aicore__ inline void AddQuery(const Piece& piece) {
+    for (int64_t h = 0; h < Group(); h += HeadsAtOnce()) {
+      if (h > 0) LoadHeads(piece, h);
+      AscendC::LocalTensor<T> heads = heads_.template DeQue<T>();
+      query_.AddHeads(heads, Smaller(Group() - h, HeadsAtOnce()), h == 0);
+      heads_.FreeTensor(heads);
     }
-    query_.Finish(group);
+    query_.Finish(Group());
   }
 
   __aicore__ inline bool FindBlock(Cursor& cursor, int64_t& metadata_block) const {
@@ -304,7 +358,7 @@ class QuestBlockSelectPagedKernel {
 
   __aicore__ inline void ScoreTile(int64_t rows, const AscendC::LocalTensor<float>& scores) {
     AscendC::LocalTensor<T> tile = tiles_.template DeQue<T>();
-    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<int32_t>(rows),
+    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<uint8_t>(rows),
                  scores, Release{tiles_, tile});
   }
 
@@ -347,6 +401,10 @@ class QuestBlockSelectPagedKernel {
   QueryRow<T> query_;
   TopK top_k_;
   ResultWriter writer_;
+  PieceWalk walk_;
+  Job next_ = {};
+  bool has_next_ = false;
+  AscendC::TQue<AscendC::TPosition::VECIN, 1> heads_;
   Tiles tiles_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
 };

@@ -1,7 +1,7 @@
 #include "emulated_ascend.h"
 
-#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "ascend/device.h"
 #include "ascend/launch.h"
@@ -14,33 +14,24 @@
 
 namespace select_attn::ascend {
 
-EmulatedDevice emulated_device = {/*num_cores=*/1, /*seed=*/0, /*counts=*/{}};
+EmulatedDevice emulated_device = {/*num_cores=*/1, /*seed=*/0, /*launches=*/{}};
 
 namespace {
 
 std::string errors;
-bool is_first_launch;
 
 template <typename Kernel, typename Arguments>
 void Launch(const Arguments& arguments, uint32_t num_cores) {
   ascend_emulator::LaunchOptions options;
   options.seed = emulated_device.seed;
-  const ascend_emulator::Report report =
+  ascend_emulator::Report report =
       ascend_emulator::LaunchCores(options, static_cast<int>(num_cores), [&] {
         AscendC::TPipe pipe;
         Kernel kernel(arguments, &pipe);
         kernel.Run();
       });
   for (const std::string& error : report.errors) errors += error + "\n";
-  EmulatedCounts& counts = emulated_device.counts;
-  for (const ascend_emulator::Counters& core : report.cores) {
-    counts.vector_repeats += core.vector_repeats();
-    counts.bytes_read += core.bytes_read;
-    counts.bytes_written += core.bytes_written;
-    counts.copies_in_flight = std::max(counts.copies_in_flight, core.most_tensors_in_queue);
-    if (is_first_launch && core.bytes_read > 0) ++counts.cores_busy;
-  }
-  is_first_launch = false;
+  emulated_device.launches.push_back(std::move(report));
 }
 
 template <template <typename> class Kernel, typename Arguments>
@@ -60,9 +51,8 @@ void LaunchFor(DType dtype, const Arguments& arguments, uint32_t num_cores) {
 int64_t NumVectorCores(DLDevice /*device*/) { return emulated_device.num_cores; }
 
 const char* RunOn(DLDevice /*device*/, void (*launch)(const void* context), const void* context) {
-  emulated_device.counts = {};
+  emulated_device.launches.clear();
   errors.clear();
-  is_first_launch = true;
   launch(context);
   return errors.empty() ? nullptr : Keep(errors);
 }
