@@ -138,8 +138,8 @@ class ResultWriter {
 
  private:
   AscendC::TBuf<AscendC::TPosition::VECCALC> scores_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> blocks_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> forced_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> blocks_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> forced_buffer_;
 };
 
 // First launch: scores. T is half, bfloat16_t or float.
@@ -151,10 +151,11 @@ class QuestBlockSelectPagedKernel {
       : a_(arguments), tile_rows_(QueryRow<T>::TileRows(arguments.head_dim)), walk_(arguments) {
     pipe->InitBuffer(heads_, 1, kHeadsBytes);
     pipe->InitBuffer(tiles_, kTilesInFlight, 2 * kTileElements * sizeof(T));
-    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
     query_.Init(pipe, a_.head_dim);
     top_k_.Init(pipe, static_cast<int32_t>(a_.k));
     writer_.Init(pipe);
+    // Last, as it would put those behind it out of the alignment that sorting needs.
+    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
   }
 
   __aicore__ inline void Run() {
@@ -406,7 +407,7 @@ class QuestBlockSelectPagedKernel {
   bool has_next_ = false;
   AscendC::TQue<AscendC::TPosition::VECIN, 1> heads_;
   Tiles tiles_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> header_buffer_;
 };
 
 // Second launch, on as many cores: the results of heads that were cut. Each is written by the core
@@ -416,9 +417,9 @@ class QuestBlockSelectMergeKernel {
   __aicore__ inline QuestBlockSelectMergeKernel(const QuestBlockSelectPagedArguments& arguments,
                                                 AscendC::TPipe* pipe)
       : a_(arguments) {
-    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
     top_k_.Init(pipe, static_cast<int32_t>(a_.k));
     writer_.Init(pipe);
+    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
   }
 
   __aicore__ inline void Run() {
@@ -458,7 +459,7 @@ class QuestBlockSelectMergeKernel {
   const QuestBlockSelectPagedArguments& a_;
   TopK top_k_;
   ResultWriter writer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECIN> header_buffer_;
 };
 
 }  // namespace select_attn::ascend

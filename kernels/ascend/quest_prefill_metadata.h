@@ -444,7 +444,7 @@ class QuestPrefillMetadataKernel {
   int32_t num_extremes_ = 0;
   AscendC::TBuf<AscendC::TPosition::VECCALC> largest_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> smallest_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> zero_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> zero_buffer_;
   // bfloat16 only.
   AscendC::TBuf<AscendC::TPosition::VECCALC> negative_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> folded_buffer_;
