@@ -24,6 +24,11 @@ ascend_emulator::Report LaunchOneCore(const Arguments& arguments) {
   });
 }
 
+double RowsOfCore(size_t num_heads, size_t num_tiles) {
+  const size_t heads_of_core = num_heads / kCores;
+  return static_cast<double>(heads_of_core * num_tiles * kTileRows);
+}
+
 void Number(GlobalMemory<int32_t>& table) {
   std::iota(table.data(), table.data() + table.size(), 0);
 }
@@ -48,8 +53,8 @@ Measurement MeasureSelection(const std::string& what, double bandwidth) {
   const auto bytes =
       static_cast<double>((query.size() + maxblocks.size() + minblocks.size()) * sizeof(T) +
                           (table.size() + kBatch + selected.size()) * sizeof(int32_t));
-  constexpr double kRows = kHeads / kCores * kTiles * kTileRows;
-  return {what, bandwidth, bytes, kRows, LaunchOneCore<TileSelectionKernel<T>>(arguments)};
+  return {what, bandwidth, bytes, RowsOfCore(kHeads, kTiles),
+          LaunchOneCore<TileSelectionKernel<T>>(arguments)};
 }
 
 // 16,384 tokens per request.
@@ -70,8 +75,7 @@ Measurement MeasureMetadata() {
   const auto bytes =
       static_cast<double>((keys.size() + maxblocks.size() + minblocks.size()) * sizeof(half) +
                           table.size() * sizeof(int32_t));
-  constexpr double kRows = kHeads / kCores * kTiles * kTileRows;
-  return {"metadata, float16", kMeasuredMetadata, bytes, kRows,
+  return {"metadata, float16", kMeasuredMetadata, bytes, RowsOfCore(kHeads, kTiles),
           LaunchOneCore<TileMetadataKernel>(arguments)};
 }
 
