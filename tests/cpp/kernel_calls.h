@@ -261,6 +261,45 @@ inline void ExpectStored(Pool& pool, const std::string& what) {
   }
 }
 
+// Rows of int32 as a slice of wider rows, with a gap before the first and behind each.
+class WideTable {
+ public:
+  static constexpr int32_t kUntouched = 123456789;
+
+  WideTable(const std::vector<int32_t>& table, int64_t rows, int64_t columns, int64_t gap)
+      : stride(columns + gap),
+        rows_(rows),
+        columns_(columns),
+        memory_(static_cast<size_t>(1 + rows * stride), kUntouched) {
+    for (int64_t i = 0; i < rows; ++i) {
+      std::copy_n(table.begin() + i * columns, columns, memory_.begin() + 1 + i * stride);
+    }
+  }
+
+  int32_t* data() { return memory_.data() + 1; }
+
+  // The rows, one behind the other. Nothing may have written to the gaps.
+  std::vector<int32_t> Rows() const {
+    std::vector<int32_t> rows;
+    rows.reserve(static_cast<size_t>(rows_ * columns_));
+    for (int64_t at = -1; at < rows_ * stride; ++at) {
+      const int32_t value = memory_[static_cast<size_t>(at + 1)];
+      if (at >= 0 && at % stride < columns_) {
+        rows.push_back(value);
+      } else {
+        EXPECT_EQ(value, kUntouched) << "in the gap at " << at;
+      }
+    }
+    return rows;
+  }
+
+  const int64_t stride;
+
+ private:
+  int64_t rows_, columns_;
+  std::vector<int32_t> memory_;
+};
+
 // What a batch may be, where backends differ.
 struct BatchLimits {
   int64_t dim_step;
@@ -360,6 +399,11 @@ class RandomCalls {
     return c;
   }
 
+  // Inside a wider table, whose other entries no call may read.
+  WideTable Widen(const std::vector<int32_t>& table, int64_t rows, int64_t columns) {
+    return {table, rows, columns, Random(0, 3)};
+  }
+
   std::mt19937 random_{11};
 };
 
@@ -385,24 +429,32 @@ inline void CheckSelectedBlockTables(
     for (int32_t& length : seq_lens) {
       length = static_cast<int32_t>(number(-3, columns * block_size + 5));
     }
-    std::vector<int32_t> out(selected.size(), -77);
-    std::vector<int32_t> lens(static_cast<size_t>(batch * heads), -77);
+    const int64_t num_rows = batch * heads;
+    WideTable wide_selected(selected, num_rows, k, number(0, 3));
+    WideTable wide_tables(tables, batch, columns, number(0, 3));
+    WideTable wide_out(std::vector<int32_t>(selected.size(), -77), num_rows, k, number(0, 3));
+    WideTable wide_lens(std::vector<int32_t>(static_cast<size_t>(num_rows), -77), batch, heads,
+                        number(0, 3));
     SelectedBlockTablesParams p = {};
     p.batch = batch;
     p.num_kv_heads = heads;
     p.k = k;
     p.block_size = block_size;
     p.max_kv_blocks_per_request = columns;
-    p.selected_indices = selected.data();
-    p.selected_indices_strides[0] = p.tables_strides[0] = heads * k;
-    p.selected_indices_strides[1] = p.tables_strides[1] = k;
-    p.block_tables = tables.data();
-    p.block_tables_stride = columns;
+    p.selected_indices = wide_selected.data();
+    p.selected_indices_strides[0] = heads * wide_selected.stride;
+    p.selected_indices_strides[1] = wide_selected.stride;
+    p.block_tables = wide_tables.data();
+    p.block_tables_stride = wide_tables.stride;
     p.seq_lens = seq_lens.data();
-    p.tables = out.data();
-    p.lens = lens.data();
-    p.lens_stride = heads;
+    p.tables = wide_out.data();
+    p.tables_strides[0] = heads * wide_out.stride;
+    p.tables_strides[1] = wide_out.stride;
+    p.lens = wide_lens.data();
+    p.lens_stride = wide_lens.stride;
     ASSERT_STREQ(run(p), nullptr);
+    const std::vector<int32_t> out = wide_out.Rows();
+    const std::vector<int32_t> lens = wide_lens.Rows();
     for (int64_t row = 0; row < batch * heads; ++row) {
       const int64_t b = row / heads;
       const int64_t seq_len = std::max<int64_t>(seq_lens[static_cast<size_t>(b)], 0);
