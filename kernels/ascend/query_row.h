@@ -107,7 +107,7 @@ class QueryRow {
         negative_[d / kLanes] |= lane;
       }
     }
-    AscendC::PipeBarrier<PIPE_ALL>();
+    if (kIsHalf && !is_regular_) AscendC::PipeBarrier<PIPE_ALL>();  // behind SetAside
   }
 
   // Scores `rows` rows of bounds, which it overwrites. `Release` gives the tile's buffer back as

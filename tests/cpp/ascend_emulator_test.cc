@@ -9,10 +9,12 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cost_model.h"
+#include "cost_table.h"
 #include "global_memory.h"
 #include "kernel_operator.h"
 #include "launch.h"
@@ -640,6 +642,43 @@ TEST_F(AscendEmulatorTest, TwoBuffersHideTheCopy) {
   // Two cores share the bandwidth.
   parameters.bytes_per_second = 20e9;
   EXPECT_NEAR(PredictCore(two.traces[0], parameters, 2).copy_in_seconds / copies, 2, 1e-6);
+}
+
+TEST_F(AscendEmulatorTest, CostsAreThoseOfAllCoresAndLaunches) {
+  constexpr int kCores = 3;
+  constexpr uint32_t kTiles = 5;
+  constexpr double kBytes = kCores * kTiles * 4096.0 * 4;
+  GlobalMemory<float> from(size_t{kCores} * kTiles * 4096);
+  GlobalMemory<float> to(from.size());
+  const Report report = Launch(kCores, Double, from.data(), to.data(), kTiles, uint8_t{2});
+  const Report empty = Launch(kCores, [] {});
+  const CostParameters parameters;
+  const Cost cost =
+      CostOf({"twice", kCores * kTiles, kBytes / 2, kBytes, 1e9}, {report, empty}, parameters);
+  EXPECT_EQ(cost.bytes_read, kBytes);
+  EXPECT_EQ(cost.bytes_written, kBytes);
+  EXPECT_NEAR(cost.bytes_ratio(), 4.0 / 3, 1e-9);
+  EXPECT_EQ(cost.repeats_per_row(), 64);
+  EXPECT_EQ(cost.flags, 4 * kCores * kTiles);  // a buffer filled and given back, in and out
+  EXPECT_EQ(cost.barriers, 0);
+  EXPECT_EQ(cost.buffer_bytes, 4 * 4096 * 4);
+  EXPECT_EQ(cost.copies_in_flight, 2);
+  EXPECT_EQ(cost.cores_busy, kCores);
+  EXPECT_EQ(cost.num_cores, kCores);
+  const CoreTime time = PredictCore(report.traces[0], parameters, kCores);
+  EXPECT_EQ(cost.seconds, time.total_seconds);
+  EXPECT_EQ(cost.copy_seconds, time.copy_in_seconds);
+  EXPECT_EQ(cost.vector_seconds, time.vector_seconds);
+  EXPECT_GT(cost.overlap_ratio(), 1.0);
+  EXPECT_EQ(CostOf(cost.shape, {report, report}, parameters).seconds, 2 * cost.seconds);
+
+  std::ostringstream text;
+  PrintCosts(text, {cost});
+  EXPECT_NE(text.str().find("| twice | 0.23 (2.000) | 0.23 (1.000) | 64.00 | 60 | 0 | 64.0 | 2 "
+                            "| 3 of 3 |"),
+            std::string::npos)
+      << text.str();
+  EXPECT_NE(text.str().find("| 0.001 |\n"), std::string::npos) << text.str();
 }
 
 // Kernels that are wrong on purpose.

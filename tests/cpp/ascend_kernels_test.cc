@@ -348,6 +348,42 @@ TEST_P(AscendKernelsTest, RanksSpecialScores) {
   }
 }
 
+// Zero, infinity and NaN in the query, alone and in several of the chunks of 64 channels, the last
+// of which may be narrow, under bounds of every kind.
+TEST_P(AscendKernelsTest, QueriesOfIrregularChannels) {
+  const float specials[] = {0.0f, -0.0f, kInfinity, -kInfinity, kNaN};
+  const float bounds[] = {0.0f, -0.0f, kInfinity, -kInfinity, kNaN, 2.0f, -3.0f, 5.0f};
+  for (const int64_t dim : {16, 64, 80, 128, 192, 208, 256}) {
+    for (const std::vector<int64_t>& channels :
+         {std::vector<int64_t>{3}, {dim - 1}, {0, dim / 2, dim - 1}, {5, 70, 130}}) {
+      for (const float special : specials) {
+        Batch c = Uniform(1, 1, 60, 60);
+        c.dim = dim;
+        emulated_device.num_cores = Random(1, 3);
+        Pool query = MakePool(1, 1, 1, dim);
+        Pool max = MakePool(c.metadata_blocks, c.rows, 1, dim);
+        Pool min = MakePool(c.metadata_blocks, c.rows, 1, dim);
+        for (Pool* pool : {&query, &max, &min}) {
+          for (float& value : pool->values) value = SmallInteger();
+        }
+        for (const int64_t d : channels) {
+          if (d >= dim) continue;
+          query.At(0, 0, 0, d) = special;
+          for (int64_t j = 0; j < 60; ++j) {
+            if (Random(0, 2) == 0) max.At(0, j, 0, d) = bounds[Random(0, 7)];
+            if (Random(0, 2) == 0) min.At(0, j, 0, d) = bounds[Random(0, 7)];
+          }
+        }
+        for (Pool* pool : {&query, &max, &min}) pool->Store();
+        const QuestBlockSelectPagedParams p = SelectParams(c, 1, 60, query, max, min);
+        ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
+        ASSERT_EQ(out_, ExpectedSelection(c, p, query, max, min))
+            << dim << " channels, " << special << " in channel " << channels[0];
+      }
+    }
+  }
+}
+
 // Pools whose rows lie beyond 2^31 elements, in memory of which only what is touched exists.
 TEST_P(AscendKernelsTest, OffsetsAreWide) {
   constexpr int64_t kFarBlock = 40000;  // of 64 Ki elements
