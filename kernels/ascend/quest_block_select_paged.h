@@ -19,128 +19,13 @@
 #include "ascend/clamped_ranges.h"
 #include "ascend/core_share.h"
 #include "ascend/global_memory.h"
+#include "ascend/piece_walk.h"
 #include "ascend/query_row.h"
+#include "ascend/result_writer.h"
 #include "ascend/top_k.h"
 #include "kernel_operator.h"
 
 namespace select_attn::ascend {
-
-// A part of the rows of one KV head of a request: its rows [first, end) of `num_rows`.
-struct Piece {
-  int64_t b;
-  int64_t n;
-  int64_t first;
-  int64_t end;
-  int64_t num_rows;
-
-  __aicore__ inline bool is_whole() const { return first == 0 && end == num_rows; }
-};
-
-// The pieces of a core's share, in order. A request without scores has one row per KV head all the
-// same, for the core that writes its result.
-class PieceWalk {
- public:
-  __aicore__ inline explicit PieceWalk(const QuestBlockSelectPagedArguments& arguments)
-      : a_(arguments) {
-    for (int64_t b = 0; b < a_.batch; ++b) total_ += RowsOf(b) * a_.num_kv_heads;
-  }
-
-  __aicore__ inline Share ShareOfCore(int64_t core) const {
-    return ShareOf(core, a_.num_cores, total_);
-  }
-
-  __aicore__ inline void Begin(int64_t core) {
-    share_ = ShareOfCore(core);
-    position_ = share_.begin;
-    first_of_request_ = 0;
-    b_ = 0;
-    rows_ = a_.batch > 0 ? RowsOf(0) : 0;
-  }
-
-  __aicore__ inline bool Next(Piece& piece) {
-    if (position_ >= share_.end) return false;
-    while (position_ >= first_of_request_ + rows_ * a_.num_kv_heads) {
-      first_of_request_ += rows_ * a_.num_kv_heads;
-      ++b_;
-      rows_ = RowsOf(b_);
-    }
-    const int64_t inside = position_ - first_of_request_;
-    const int64_t n = inside / rows_;
-    const int64_t first = inside % rows_;
-    const int64_t end = Smaller(rows_, first + share_.end - position_);
-    piece = {b_, n, first, end, rows_};
-    position_ += end - first;
-    return true;
-  }
-
-  // Behind Next: where the piece's KV head ends in the row of all.
-  __aicore__ inline int64_t EndOfHead(const Piece& piece) const {
-    return position_ + piece.num_rows - piece.end;
-  }
-
- private:
-  __aicore__ inline int64_t RowsOf(int64_t b) const {
-    return Larger(ClampedRanking(a_, b).num_scored, 1);
-  }
-
-  const QuestBlockSelectPagedArguments& a_;
-  int64_t total_ = 0;
-  Share share_ = {0, 0};
-  int64_t position_ = 0;
-  int64_t first_of_request_ = 0;
-  int64_t b_ = 0;
-  int64_t rows_ = 0;
-};
-
-// Where a core leaves the best of a piece. Of a cut head, the first piece is its core's last and
-// the others are the first of theirs.
-__aicore__ inline uint64_t PartialAddress(const QuestBlockSelectPagedArguments& a, int64_t core,
-                                          bool is_first_of_head) {
-  const int64_t list = core * kPartialLists + (is_first_of_head ? 1 : 0);
-  return a.workspace + static_cast<uint64_t>(list * a.partial_list_bytes);
-}
-
-// Writes rows of the result.
-class ResultWriter {
- public:
-  __aicore__ inline ResultWriter() {}
-
-  __aicore__ inline void Init(AscendC::TPipe* pipe) {
-    pipe->InitBuffer(scores_buffer_, kMostK * sizeof(float));
-    pipe->InitBuffer(blocks_buffer_, kMostK * sizeof(int32_t));
-    pipe->InitBuffer(forced_buffer_, kMostK * sizeof(int32_t));
-  }
-
-  // Of KV head n of request b: the forced blocks, the best scored ones, -1 behind.
-  __aicore__ inline void Write(const QuestBlockSelectPagedArguments& a, const Ranking& ranking,
-                               int64_t b, int64_t n, TopK& top_k) {
-    const AscendC::LocalTensor<int32_t> forced = forced_buffer_.Get<int32_t>();
-    const AscendC::LocalTensor<int32_t> blocks = blocks_buffer_.Get<int32_t>();
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const int64_t num_forced = Smaller(ranking.blocks.num_forced(), a.k);
-    const int64_t num_slots = a.k - num_forced;
-    const int64_t num_best = Smaller(top_k.num_best(), num_slots);
-    if (num_best > 0) {
-      AscendC::Extract(scores_buffer_.Get<float>(), blocks_buffer_.Get<uint32_t>(), top_k.best(),
-                       static_cast<int32_t>((num_best + 31) / 32));
-      AscendC::PipeBarrier<PIPE_ALL>();
-    }
-    for (int64_t i = 0; i < num_forced; ++i) {
-      forced.SetValue(static_cast<uint32_t>(i), static_cast<int32_t>(ranking.blocks.Forced(i)));
-    }
-    for (int64_t i = num_best; i < num_slots; ++i) blocks.SetValue(static_cast<uint32_t>(i), -1);
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const int64_t row = b * a.selected_request_stride + n * a.selected_head_stride;
-    if (num_forced > 0) StoreRows({a.selected_indices, row, 0, 1, num_forced}, forced);
-    if (num_slots > 0) StoreRows({a.selected_indices, row + num_forced, 0, 1, num_slots}, blocks);
-    AscendC::PipeBarrier<PIPE_ALL>();
-  }
-
- private:
-  AscendC::TBuf<AscendC::TPosition::VECCALC> scores_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECOUT> blocks_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECOUT> forced_buffer_;
-};
 
 // First launch: scores. T is half, bfloat16_t or float.
 template <typename T>
@@ -201,16 +86,23 @@ class QuestBlockSelectPagedKernel {
     int64_t n;
     int64_t j;
     int64_t end;
-    bool skipped;  // a row, because its table entry is bad
   };
 
-  // A piece, and the rows of its first two tiles.
+  // Rows in a buffer, of KV blocks [first, first + rows) of the request. None: there is no tile.
+  struct Tile {
+    int64_t first;
+    int64_t rows;  // or kNotAskedFor
+
+    __aicore__ inline int64_t end() const { return first + rows; }
+  };
+
+  // A piece and its first two tiles.
   struct Job {
     Piece piece;
     Ranking ranking;
     Cursor cursor;
-    int64_t rows;
-    int64_t next_rows;  // or kNotAskedFor
+    Tile tile;
+    Tile next_tile;
   };
 
   // Makes the core's next piece, if there is one, next_, and asks for its query and first tile.
@@ -220,50 +112,48 @@ class QuestBlockSelectPagedKernel {
     const Piece& piece = next_.piece;
     next_.ranking = ClampedRanking(a_, piece.b);
     const int64_t first = next_.ranking.blocks.scored_begin;
-    next_.cursor = {piece.b, piece.n, first + piece.first, first + piece.end, false};
-    next_.rows = next_.next_rows = 0;
+    next_.cursor = {piece.b, piece.n, first + piece.first, first + piece.end};
+    next_.tile = next_.next_tile = {0, 0};
     if (next_.ranking.num_scored == 0) return;
     LoadHeads(piece, 0);
-    next_.rows = LoadTile(next_.cursor, TopK::kChunk);
-    if (next_.rows > 0) next_.next_rows = kNotAskedFor;
+    next_.tile = LoadTile(next_.cursor, TopK::kChunk);
+    if (next_.tile.rows > 0) next_.next_tile.rows = kNotAskedFor;
   }
 
-  // Asks for the tile behind one of `rows` rows, of which the chunk has `in_chunk` before it.
-  __aicore__ inline int64_t LoadTileBehind(Cursor& cursor, int64_t in_chunk, int64_t rows) {
-    const int64_t room = TopK::kChunk - in_chunk - rows;
+  // Asks for the tile behind one that has `in_chunk` rows of its chunk before it. What is not
+  // scored in between ends the chunk: the rows of one are side by side, so that an index is a block
+  // number.
+  __aicore__ inline Tile LoadTileBehind(Cursor& cursor, int64_t in_chunk, const Tile& tile) {
+    int64_t metadata_block = 0;
+    if (!FindBlock(cursor, metadata_block)) return {0, 0};
+    const int64_t room = cursor.j == tile.end() ? TopK::kChunk - in_chunk - tile.rows : 0;
     return LoadTile(cursor, room > 0 ? room : TopK::kChunk);
   }
 
   __aicore__ inline void ScorePiece(Job& job) {
     AddQuery(job.piece);
-    const int64_t first = job.ranking.blocks.scored_begin + job.piece.first;
-    // Indices count the rows that are scored, which are the blocks' numbers if none is skipped.
-    int64_t first_index = first;
     int32_t in_chunk = 0;
     AscendC::LocalTensor<float> scores = top_k_.BeginChunk();
-    int64_t rows = job.rows;
-    int64_t next_rows = job.next_rows;
-    if (rows == 0) BeginNext();
-    while (rows > 0) {
-      if (next_rows == kNotAskedFor) next_rows = LoadTileBehind(job.cursor, in_chunk, rows);
-      const bool is_last = next_rows == 0;
+    Tile tile = job.tile;
+    Tile next = job.next_tile;
+    if (tile.rows == 0) BeginNext();
+    while (tile.rows > 0) {
+      if (next.rows == kNotAskedFor) next = LoadTileBehind(job.cursor, in_chunk, tile);
+      const bool is_last = next.rows == 0;
       if (is_last) BeginNext();
-      ScoreTile(rows, scores[static_cast<uint32_t>(in_chunk)]);
-      if (is_last && has_next_ && next_.next_rows == kNotAskedFor) {
-        next_.next_rows = LoadTileBehind(next_.cursor, 0, next_.rows);
+      ScoreTile(tile.rows, scores[static_cast<uint32_t>(in_chunk)]);
+      if (is_last && has_next_ && next_.next_tile.rows == kNotAskedFor) {
+        next_.next_tile = LoadTileBehind(next_.cursor, 0, next_.tile);
       }
-      in_chunk += static_cast<int32_t>(rows);
-      if (in_chunk == TopK::kChunk) {
-        top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
-        first_index += in_chunk;
+      in_chunk += static_cast<int32_t>(tile.rows);
+      if (is_last || in_chunk == TopK::kChunk || next.first != tile.end()) {
+        top_k_.EndChunk(in_chunk, static_cast<int32_t>(tile.end() - in_chunk));
         in_chunk = 0;
         if (!is_last) scores = top_k_.BeginChunk();
       }
-      rows = next_rows;
-      next_rows = is_last ? 0 : kNotAskedFor;
+      tile = next;
+      next.rows = is_last ? 0 : kNotAskedFor;
     }
-    if (in_chunk > 0) top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
-    if (job.cursor.skipped) NumberBlocks(first, job.cursor);
   }
 
   __aicore__ inline int64_t Group() const { return a_.num_heads / a_.num_kv_heads; }
@@ -293,11 +183,16 @@ class QuestBlockSelectPagedKernel {
     query_.Finish(Group());
   }
 
+  // Whether the cursor's row has a place in the pool, and which.
+  __aicore__ inline bool HasBlock(const Cursor& cursor, int64_t& metadata_block) const {
+    metadata_block = MetadataBlock(cursor, 0);
+    return metadata_block >= 0 && metadata_block < a_.num_metadata_blocks;
+  }
+
+  // Passes over rows without; false if no other is left.
   __aicore__ inline bool FindBlock(Cursor& cursor, int64_t& metadata_block) const {
     while (cursor.j < cursor.end) {
-      metadata_block = MetadataBlock(cursor, 0);
-      if (metadata_block >= 0 && metadata_block < a_.num_metadata_blocks) return true;
-      cursor.skipped = true;
+      if (HasBlock(cursor, metadata_block)) return true;
       cursor.j += Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
     }
     return false;
@@ -329,11 +224,12 @@ class QuestBlockSelectPagedKernel {
                          (cursor.j + ahead) / a_.rows_per_metadata_block);
   }
 
-  // Asks for the next rows, at most `most`; returns how many.
-  __aicore__ inline int64_t LoadTile(Cursor& cursor, int64_t most) {
+  // Asks for the next rows that are side by side, at most `most`.
+  __aicore__ inline Tile LoadTile(Cursor& cursor, int64_t most) {
     int64_t metadata_block = 0;
-    if (!FindBlock(cursor, metadata_block)) return 0;
+    if (!FindBlock(cursor, metadata_block)) return {0, 0};
     AscendC::LocalTensor<T> tile = tiles_.template AllocTensor<T>();
+    const int64_t first = cursor.j;
     const int64_t limit = Smaller(most, tile_rows_);
     int64_t rows = 0;
     do {
@@ -345,9 +241,9 @@ class QuestBlockSelectPagedKernel {
                RowsAt(a_.minblocks, metadata_block, row, cursor.n, run));
       rows += run;
       cursor.j += run;
-    } while (rows < limit && FindBlock(cursor, metadata_block));
+    } while (rows < limit && cursor.j < cursor.end && HasBlock(cursor, metadata_block));
     tiles_.EnQue(tile);
-    return rows;
+    return {first, rows};
   }
 
   __aicore__ inline Rows RowsAt(const PoolArguments& pool, int64_t block, int64_t row, int64_t n,
@@ -361,26 +257,6 @@ class QuestBlockSelectPagedKernel {
     AscendC::LocalTensor<T> tile = tiles_.template DeQue<T>();
     query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<uint8_t>(rows),
                  scores, Release{tiles_, tile});
-  }
-
-  // Turns the indices of the best, which count scored rows from `first` on, into block numbers.
-  __aicore__ inline void NumberBlocks(int64_t first, const Cursor& all) {
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const AscendC::LocalTensor<uint32_t> pairs = top_k_.best().ReinterpretCast<uint32_t>();
-    for (int32_t i = 0; i < top_k_.num_best(); ++i) {
-      const auto place = static_cast<uint32_t>(TopK::kFloatsPerPair * i + 1);
-      int64_t left = static_cast<int64_t>(pairs.GetValue(place)) - first;
-      Cursor cursor = {all.b, all.n, first, all.end, false};
-      int64_t metadata_block = 0;
-      while (FindBlock(cursor, metadata_block)) {
-        const int64_t run = Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
-        if (left < run) break;
-        left -= run;
-        cursor.j += run;
-      }
-      pairs.SetValue(place, static_cast<uint32_t>(cursor.j + left));
-    }
-    AscendC::PipeBarrier<PIPE_ALL>();
   }
 
   __aicore__ inline void StorePartial(uint64_t address) {

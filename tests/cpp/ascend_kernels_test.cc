@@ -348,6 +348,27 @@ TEST_P(AscendKernelsTest, RanksSpecialScores) {
   }
 }
 
+// Bad entries here and there: what the scalar unit reads of the table does not grow with k.
+TEST_P(AscendKernelsTest, BadEntriesCostLittle) {
+  constexpr int64_t kRows = 600;
+  Batch c = Uniform(1, 1, kRows, 1);
+  c.dim = 16;
+  emulated_device.num_cores = 1;
+  Pool rows(GetParam(), c.metadata_blocks, 1, 1, c.dim);
+  Pool query(GetParam(), 1, 1, 1, c.dim);
+  std::fill(query.values.begin(), query.values.end(), 1.0f);
+  for (float& value : rows.values) value = SmallInteger();
+  rows.Store();
+  query.Store();
+  for (const int64_t every : {600, 100, 3, 1}) {
+    for (int64_t j = 0; j < kRows; j += every) c.metadata_tables[static_cast<size_t>(j)] = -1;
+    const QuestBlockSelectPagedParams p = SelectParams(c, 1, 512, query, rows, rows);
+    ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
+    ASSERT_EQ(out_, ExpectedSelection(c, p, query, rows, rows)) << "every " << every;
+    EXPECT_LE(emulated_device.launches[0].cores[0].scalar_global_reads, 4 * kRows);
+  }
+}
+
 // Zero, infinity and NaN in the query, alone and in several of the chunks of 64 channels, the last
 // of which may be narrow, under bounds of every kind.
 TEST_P(AscendKernelsTest, QueriesOfIrregularChannels) {
