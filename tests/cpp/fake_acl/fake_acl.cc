@@ -2,6 +2,8 @@
 
 FakeAcl fake_acl;
 
+// NOLINTBEGIN(readability-identifier-naming): the names are CANN's.
+
 extern "C" {
 
 aclError aclInit(const char* /*config*/) { return fake_acl.init_error; }
@@ -41,3 +43,5 @@ aclError aclrtGetLastError(aclrtLastErrLevel /*level*/) {
 const char* aclGetRecentErrMsg() { return fake_acl.message; }
 
 }  // extern "C"
+
+// NOLINTEND(readability-identifier-naming)

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+// NOLINTBEGIN(readability-identifier-naming): the names are CANN's.
+
 using aclError = int;
 
 constexpr aclError ACL_SUCCESS = 0;
@@ -26,5 +28,7 @@ aclError aclrtGetLastError(aclrtLastErrLevel level);
 const char* aclGetRecentErrMsg();
 
 }  // extern "C"
+
+// NOLINTEND(readability-identifier-naming)
 
 #endif  // SELECT_ATTN_OPS_TESTS_FAKE_ACL_ACL_ACL_H_
