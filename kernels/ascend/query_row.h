@@ -277,6 +277,7 @@ class QueryRow {
   // The sum of 64 floats of every row, or of all where there are fewer.
   __aicore__ inline void SumLanes(const AscendC::LocalTensor<float>& scores,
                                   const AscendC::LocalTensor<float>& sums, uint8_t rows) {
+    // CANN 9.1 calls it ReduceRepeat and keeps this name, the only one before.
     AscendC::WholeReduceSum(scores, sums, static_cast<int32_t>(ChunkLanes(0)), rows, 1, 1,
                             RowBlocks<float>());
     AscendC::PipeBarrier<PIPE_V>();
