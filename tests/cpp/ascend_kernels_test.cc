@@ -325,7 +325,7 @@ TEST_P(AscendKernelsTest, SelectsFromLongRows) {
 // NaN above +inf, -inf behind all numbers, a skipped table entry nowhere.
 TEST_P(AscendKernelsTest, RanksSpecialScores) {
   Batch c = Uniform(1, 1, 600, 1);
-  c.dim = 32;
+  c.dim = 64;  // fewer would be added to zeros, which takes the sign from -0
   for (const int64_t bad : {0, 1, 77, 599}) c.metadata_tables[static_cast<size_t>(bad)] = -1;
   Pool rows(GetParam(), c.metadata_blocks, 1, 1, c.dim);
   Pool query(GetParam(), 1, 1, 1, c.dim);
