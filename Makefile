@@ -92,8 +92,7 @@ lint: build-cpp-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
-	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '^scripts/peers/' -e '/tvm_ffi.cc$$' -e '/cuda/backend.cc$$' \
-		-e '/ascend/backend.cc$$' -e '/ascend/device.cc$$' | \
+	git ls-files '*.cc' | grep -v -e '^tests/consumer/' -e '^scripts/peers/' -e '/tvm_ffi.cc$$' -e '/cuda/backend.cc$$' | \
 		xargs -P $(JOBS) -n 2 clang-tidy -p build/test --quiet --warnings-as-errors='*'
 
 format: setup

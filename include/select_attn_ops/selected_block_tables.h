@@ -51,11 +51,11 @@ struct SelectedBlockTablesParams {
 // Throws Error before anything is written:
 //   kTypeError            a dtype is not int32
 //   kValueError           a rank, device, shape or layout is not as listed; block_size < 1; an
-//                         output overlaps itself or another argument; a row of more than 2^31 - 1
-//                         tokens; on the CPU also: a length is negative or beyond what block_tables
-//                         holds, a selected number is below -1 or does not exist in its request, a
-//                         block table entry that is read is negative (devices leave such blocks
-//                         out)
+//                         output overlaps itself or another argument; on the CPU also: a length is
+//                         negative or beyond what block_tables holds, a selected number is below -1
+//                         or does not exist in its request, a block table entry that is read is
+//                         negative (devices leave such blocks out), a row of more than 2^31 - 1
+//                         tokens (devices write an unspecified length)
 //   kNotImplementedError  no backend for the device, or a limit of it
 //   kRuntimeError         the device failed, or memory ran out
 SELECT_ATTN_EXPORT void SelectedBlockTables(const DLTensor& selected_indices,

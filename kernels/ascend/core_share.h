@@ -17,7 +17,8 @@ struct Share {
   __aicore__ inline bool empty() const { return begin >= end; }
 };
 
-// Of `total` items. Shares differ by one item at most, and none overflows: total < 2^63 / 2^6.
+// Of `total` items. Shares differ by one item at most. No product exceeds `total` or the square of
+// the number of cores.
 __aicore__ inline Share ShareOf(int64_t core, int64_t num_cores, int64_t total) {
   return {total / num_cores * core + total % num_cores * core / num_cores,
           total / num_cores * (core + 1) + total % num_cores * (core + 1) / num_cores};

@@ -43,6 +43,8 @@ const char* RunOn(DLDevice device, void (*launch)(const void* context), const vo
     const aclError error = aclrtSetDevice(device.device_id);
     if (error != ACL_SUCCESS) return Failure("aclrtSetDevice", error);
   }
+  // What an earlier call left behind is not this launch's.
+  aclrtGetLastError(ACL_RT_THREAD_LEVEL);
   launch(context);
   const aclError failed = aclrtGetLastError(ACL_RT_THREAD_LEVEL);
   if (has_current && current != device.device_id) {

@@ -16,9 +16,7 @@
 
 namespace select_attn::ascend {
 
-// Of one copy instruction.
-constexpr int64_t kMostRowsPerCopy = 4095;
-constexpr int64_t kMostStrideBytes = 0xFFFFFFFF;
+constexpr int64_t kMostStrideBytes = 0xFFFFFFFF;  // of one copy instruction
 
 template <typename T>
 __aicore__ inline AscendC::GlobalTensor<T> GlobalAt(uint64_t address, int64_t offset) {
@@ -37,16 +35,16 @@ struct Rows {
   uint64_t address;
   int64_t offset;  // of the first
   int64_t stride;
-  int64_t count;
+  int64_t count;  // at most 4095, what one copy takes: no tile has more
   int64_t width;
 };
 
-// Bytes between the end of a row and the next one, or -1 where one instruction cannot step so.
+// Bytes between the end of a row and the next one, negative where one instruction cannot step so.
 template <typename T>
 __aicore__ inline int64_t GapBytes(const Rows& rows) {
   if (rows.count == 1) return 0;
   const int64_t gap = (rows.stride - rows.width) * static_cast<int64_t>(sizeof(T));
-  return gap < 0 || gap > kMostStrideBytes || rows.count > kMostRowsPerCopy ? -1 : gap;
+  return gap > kMostStrideBytes ? -1 : gap;
 }
 
 // To rows side by side in the unified buffer.

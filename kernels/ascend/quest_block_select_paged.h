@@ -6,8 +6,9 @@
 // the workspace, and the second kernel merges those. Where the cuts are does not matter to the
 // result: a score depends on its row alone, and the best k of a total order on nothing else.
 //
-// A tile of rows is copied, maxima and minima, while the one before it is scored. Floors: the bytes
-// of the metadata; see query_row.h for the vector repeats.
+// A tile of rows is copied, maxima and minima, while the one before it is scored, and the first of
+// a piece while the one before ends. Floors: the bytes of the metadata; see query_row.h for the
+// vector repeats.
 
 #ifndef SELECT_ATTN_OPS_ASCEND_QUEST_BLOCK_SELECT_PAGED_H_
 #define SELECT_ATTN_OPS_ASCEND_QUEST_BLOCK_SELECT_PAGED_H_
@@ -18,128 +19,13 @@
 #include "ascend/clamped_ranges.h"
 #include "ascend/core_share.h"
 #include "ascend/global_memory.h"
+#include "ascend/piece_walk.h"
 #include "ascend/query_row.h"
+#include "ascend/result_writer.h"
 #include "ascend/top_k.h"
 #include "kernel_operator.h"
 
 namespace select_attn::ascend {
-
-// A part of the rows of one KV head of a request: its rows [first, end) of `num_rows`.
-struct Piece {
-  int64_t b;
-  int64_t n;
-  int64_t first;
-  int64_t end;
-  int64_t num_rows;
-
-  __aicore__ inline bool is_whole() const { return first == 0 && end == num_rows; }
-};
-
-// The pieces of a core's share, in order. A request without scores has one row per KV head all the
-// same, for the core that writes its result.
-class PieceWalk {
- public:
-  __aicore__ inline explicit PieceWalk(const QuestBlockSelectPagedArguments& arguments)
-      : a_(arguments) {
-    for (int64_t b = 0; b < a_.batch; ++b) total_ += RowsOf(b) * a_.num_kv_heads;
-  }
-
-  __aicore__ inline Share ShareOfCore(int64_t core) const {
-    return ShareOf(core, a_.num_cores, total_);
-  }
-
-  __aicore__ inline void Begin(int64_t core) {
-    share_ = ShareOfCore(core);
-    position_ = share_.begin;
-    first_of_request_ = 0;
-    b_ = 0;
-    rows_ = a_.batch > 0 ? RowsOf(0) : 0;
-  }
-
-  __aicore__ inline bool Next(Piece& piece) {
-    if (position_ >= share_.end) return false;
-    while (position_ >= first_of_request_ + rows_ * a_.num_kv_heads) {
-      first_of_request_ += rows_ * a_.num_kv_heads;
-      ++b_;
-      rows_ = RowsOf(b_);
-    }
-    const int64_t inside = position_ - first_of_request_;
-    const int64_t n = inside / rows_;
-    const int64_t first = inside % rows_;
-    const int64_t end = Smaller(rows_, first + share_.end - position_);
-    piece = {b_, n, first, end, rows_};
-    position_ += end - first;
-    return true;
-  }
-
-  // Behind Next: where the piece's KV head ends in the row of all.
-  __aicore__ inline int64_t EndOfHead(const Piece& piece) const {
-    return position_ + piece.num_rows - piece.end;
-  }
-
- private:
-  __aicore__ inline int64_t RowsOf(int64_t b) const {
-    return Larger(ClampedRanking(a_, b).num_scored, 1);
-  }
-
-  const QuestBlockSelectPagedArguments& a_;
-  int64_t total_ = 0;
-  Share share_ = {0, 0};
-  int64_t position_ = 0;
-  int64_t first_of_request_ = 0;
-  int64_t b_ = 0;
-  int64_t rows_ = 0;
-};
-
-// Where a core leaves the best of a piece. Of a cut head, the first piece is its core's last and
-// the others are the first of theirs.
-__aicore__ inline uint64_t PartialAddress(const QuestBlockSelectPagedArguments& a, int64_t core,
-                                          bool is_first_of_head) {
-  const int64_t list = core * kPartialLists + (is_first_of_head ? 1 : 0);
-  return a.workspace + static_cast<uint64_t>(list * a.partial_list_bytes);
-}
-
-// Writes rows of the result.
-class ResultWriter {
- public:
-  __aicore__ inline ResultWriter() {}
-
-  __aicore__ inline void Init(AscendC::TPipe* pipe) {
-    pipe->InitBuffer(scores_buffer_, kMostK * sizeof(float));
-    pipe->InitBuffer(blocks_buffer_, kMostK * sizeof(int32_t));
-    pipe->InitBuffer(forced_buffer_, kMostK * sizeof(int32_t));
-  }
-
-  // Of KV head n of request b: the forced blocks, the best scored ones, -1 behind.
-  __aicore__ inline void Write(const QuestBlockSelectPagedArguments& a, const Ranking& ranking,
-                               int64_t b, int64_t n, TopK& top_k) {
-    const AscendC::LocalTensor<int32_t> forced = forced_buffer_.Get<int32_t>();
-    const AscendC::LocalTensor<int32_t> blocks = blocks_buffer_.Get<int32_t>();
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const int64_t num_forced = Smaller(ranking.blocks.num_forced(), a.k);
-    const int64_t num_slots = a.k - num_forced;
-    const int64_t num_best = Smaller(top_k.num_best(), num_slots);
-    if (num_best > 0) {
-      AscendC::Extract(scores_buffer_.Get<float>(), blocks_buffer_.Get<uint32_t>(), top_k.best(),
-                       static_cast<int32_t>((num_best + 31) / 32));
-      AscendC::PipeBarrier<PIPE_ALL>();
-    }
-    for (int64_t i = 0; i < num_forced; ++i) {
-      forced.SetValue(static_cast<uint32_t>(i), static_cast<int32_t>(ranking.blocks.Forced(i)));
-    }
-    for (int64_t i = num_best; i < num_slots; ++i) blocks.SetValue(static_cast<uint32_t>(i), -1);
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const int64_t row = b * a.selected_request_stride + n * a.selected_head_stride;
-    if (num_forced > 0) StoreRows({a.selected_indices, row, 0, 1, num_forced}, forced);
-    if (num_slots > 0) StoreRows({a.selected_indices, row + num_forced, 0, 1, num_slots}, blocks);
-    AscendC::PipeBarrier<PIPE_ALL>();
-  }
-
- private:
-  AscendC::TBuf<AscendC::TPosition::VECCALC> scores_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> blocks_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> forced_buffer_;
-};
 
 // First launch: scores. T is half, bfloat16_t or float.
 template <typename T>
@@ -147,27 +33,32 @@ class QuestBlockSelectPagedKernel {
  public:
   __aicore__ inline QuestBlockSelectPagedKernel(const QuestBlockSelectPagedArguments& arguments,
                                                 AscendC::TPipe* pipe)
-      : a_(arguments), tile_rows_(QueryRow<T>::TileRows(arguments.head_dim)) {
+      : a_(arguments), tile_rows_(QueryRow<T>::TileRows(arguments.head_dim)), walk_(arguments) {
+    pipe->InitBuffer(heads_, 1, kHeadsBytes);
     pipe->InitBuffer(tiles_, kTilesInFlight, 2 * kTileElements * sizeof(T));
-    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
     query_.Init(pipe, a_.head_dim);
     top_k_.Init(pipe, static_cast<int32_t>(a_.k));
     writer_.Init(pipe);
+    // Last, as it would put those behind it out of the alignment that sorting needs.
+    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
   }
 
   __aicore__ inline void Run() {
     const auto core = static_cast<int64_t>(AscendC::GetBlockIdx());
-    PieceWalk walk(a_);
-    walk.Begin(core);
-    Piece piece = {};
-    while (walk.Next(piece)) {
-      const Ranking ranking = ClampedRanking(a_, piece.b);
+    walk_.Begin(core);
+    BeginNext();
+    while (has_next_) {
+      Job job = next_;
       top_k_.Clear();
-      if (ranking.num_scored > 0) ScorePiece(piece, ranking);
-      if (piece.is_whole()) {
-        writer_.Write(a_, ranking, piece.b, piece.n, top_k_);
+      if (job.ranking.num_scored > 0) {
+        ScorePiece(job);
       } else {
-        StorePartial(PartialAddress(a_, core, piece.first == 0));
+        BeginNext();
+      }
+      if (job.piece.is_whole()) {
+        writer_.Write(a_, job.ranking, job.piece.b, job.piece.n, top_k_);
+      } else {
+        StorePartial(PartialAddress(a_, core, job.piece.first == 0));
       }
     }
   }
@@ -175,6 +66,9 @@ class QuestBlockSelectPagedKernel {
  private:
   static constexpr int kTilesInFlight = 2;
   static constexpr int64_t kTileElements = QueryRow<T>::kTileElements;
+
+  static constexpr int64_t kHeadsBytes = int64_t{4} * 1024;
+  static constexpr int64_t kNotAskedFor = -1;
 
   using Tiles = AscendC::TQue<AscendC::TPosition::VECIN, kTilesInFlight>;
 
@@ -192,57 +86,113 @@ class QuestBlockSelectPagedKernel {
     int64_t n;
     int64_t j;
     int64_t end;
-    bool skipped;  // a row, because its table entry is bad
   };
 
-  __aicore__ inline void ScorePiece(const Piece& piece, const Ranking& ranking) {
-    LoadQuery(piece.b, piece.n);
-    const int64_t first = ranking.blocks.scored_begin + piece.first;
-    Cursor cursor = {piece.b, piece.n, first, ranking.blocks.scored_begin + piece.end, false};
-    // Indices count the rows that are scored, which are the blocks' numbers if none is skipped.
-    int64_t first_index = first;
+  // Rows in a buffer, of KV blocks [first, first + rows) of the request. None: there is no tile.
+  struct Tile {
+    int64_t first;
+    int64_t rows;  // or kNotAskedFor
+
+    __aicore__ inline int64_t end() const { return first + rows; }
+  };
+
+  // A piece and its first two tiles.
+  struct Job {
+    Piece piece;
+    Ranking ranking;
+    Cursor cursor;
+    Tile tile;
+    Tile next_tile;
+  };
+
+  // Makes the core's next piece, if there is one, next_, and asks for its query and first tile.
+  __aicore__ inline void BeginNext() {
+    has_next_ = walk_.Next(next_.piece);
+    if (!has_next_) return;
+    const Piece& piece = next_.piece;
+    next_.ranking = ClampedRanking(a_, piece.b);
+    const int64_t first = next_.ranking.blocks.scored_begin;
+    next_.cursor = {piece.b, piece.n, first + piece.first, first + piece.end};
+    next_.tile = next_.next_tile = {0, 0};
+    if (next_.ranking.num_scored == 0) return;
+    LoadHeads(piece, 0);
+    next_.tile = LoadTile(next_.cursor, TopK::kChunk);
+    if (next_.tile.rows > 0) next_.next_tile.rows = kNotAskedFor;
+  }
+
+  // Asks for the tile behind one that has `in_chunk` rows of its chunk before it. What is not
+  // scored in between ends the chunk: the rows of one are side by side, so that an index is a block
+  // number.
+  __aicore__ inline Tile LoadTileBehind(Cursor& cursor, int64_t in_chunk, const Tile& tile) {
+    int64_t metadata_block = 0;
+    if (!FindBlock(cursor, metadata_block)) return {0, 0};
+    const int64_t room = cursor.j == tile.end() ? TopK::kChunk - in_chunk - tile.rows : 0;
+    return LoadTile(cursor, room > 0 ? room : TopK::kChunk);
+  }
+
+  __aicore__ inline void ScorePiece(Job& job) {
+    AddQuery(job.piece);
     int32_t in_chunk = 0;
     AscendC::LocalTensor<float> scores = top_k_.BeginChunk();
-    int64_t rows = LoadTile(cursor, TopK::kChunk);
-    while (rows > 0) {
-      const int64_t room = TopK::kChunk - in_chunk - rows;
-      const int64_t next_rows = LoadTile(cursor, room > 0 ? room : TopK::kChunk);
-      ScoreTile(rows, scores[static_cast<uint32_t>(in_chunk)]);
-      in_chunk += static_cast<int32_t>(rows);
-      if (in_chunk == TopK::kChunk) {
-        top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
-        first_index += in_chunk;
-        in_chunk = 0;
-        if (next_rows > 0) scores = top_k_.BeginChunk();
+    Tile tile = job.tile;
+    Tile next = job.next_tile;
+    if (tile.rows == 0) BeginNext();
+    while (tile.rows > 0) {
+      if (next.rows == kNotAskedFor) next = LoadTileBehind(job.cursor, in_chunk, tile);
+      const bool is_last = next.rows == 0;
+      if (is_last) BeginNext();
+      ScoreTile(tile.rows, scores[static_cast<uint32_t>(in_chunk)]);
+      if (is_last && has_next_ && next_.next_tile.rows == kNotAskedFor) {
+        next_.next_tile = LoadTileBehind(next_.cursor, 0, next_.tile);
       }
-      rows = next_rows;
+      in_chunk += static_cast<int32_t>(tile.rows);
+      if (is_last || in_chunk == TopK::kChunk || next.first != tile.end()) {
+        top_k_.EndChunk(in_chunk, static_cast<int32_t>(tile.end() - in_chunk));
+        in_chunk = 0;
+        if (!is_last) scores = top_k_.BeginChunk();
+      }
+      tile = next;
+      next.rows = is_last ? 0 : kNotAskedFor;
     }
-    if (in_chunk > 0) top_k_.EndChunk(in_chunk, static_cast<int32_t>(first_index));
-    if (cursor.skipped) NumberBlocks(first, cursor);
   }
 
-  __aicore__ inline void LoadQuery(int64_t b, int64_t n) {
-    const int64_t group = a_.num_heads / a_.num_kv_heads;
-    const int64_t at_once = kTileElements / a_.head_dim;
-    for (int64_t h = 0; h < group; h += at_once) {
-      const int64_t count = Smaller(group - h, at_once);
-      AscendC::LocalTensor<T> heads = tiles_.template AllocTensor<T>();
-      LoadRows(heads,
-               {a_.query, b * a_.query_request_stride + (n * group + h) * a_.query_head_stride,
-                a_.query_head_stride, count, a_.head_dim});
-      tiles_.EnQue(heads);
-      heads = tiles_.template DeQue<T>();
-      query_.AddHeads(heads, count, h == 0);
-      tiles_.FreeTensor(heads);
-    }
-    query_.Finish(group);
+  __aicore__ inline int64_t Group() const { return a_.num_heads / a_.num_kv_heads; }
+  __aicore__ inline int64_t HeadsAtOnce() const {
+    return kHeadsBytes / static_cast<int64_t>(sizeof(T)) / a_.head_dim;
   }
 
+  // Asks for query heads of a piece's KV head, from the group's h-th on.
+  __aicore__ inline void LoadHeads(const Piece& piece, int64_t h) {
+    const int64_t count = Smaller(Group() - h, HeadsAtOnce());
+    const AscendC::LocalTensor<T> heads = heads_.template AllocTensor<T>();
+    LoadRows(heads,
+             {a_.query,
+              piece.b * a_.query_request_stride + (piece.n * Group() + h) * a_.query_head_stride,
+              a_.query_head_stride, count, a_.head_dim});
+    heads_.EnQue(heads);
+  }
+
+  // The first heads are asked for.
+  __aicore__ inline void AddQuery(const Piece& piece) {
+    for (int64_t h = 0; h < Group(); h += HeadsAtOnce()) {
+      if (h > 0) LoadHeads(piece, h);
+      AscendC::LocalTensor<T> heads = heads_.template DeQue<T>();
+      query_.AddHeads(heads, Smaller(Group() - h, HeadsAtOnce()), h == 0);
+      heads_.FreeTensor(heads);
+    }
+    query_.Finish(Group());
+  }
+
+  // Whether the cursor's row has a place in the pool, and which.
+  __aicore__ inline bool HasBlock(const Cursor& cursor, int64_t& metadata_block) const {
+    metadata_block = MetadataBlock(cursor, 0);
+    return metadata_block >= 0 && metadata_block < a_.num_metadata_blocks;
+  }
+
+  // Passes over rows without; false if no other is left.
   __aicore__ inline bool FindBlock(Cursor& cursor, int64_t& metadata_block) const {
     while (cursor.j < cursor.end) {
-      metadata_block = MetadataBlock(cursor, 0);
-      if (metadata_block >= 0 && metadata_block < a_.num_metadata_blocks) return true;
-      cursor.skipped = true;
+      if (HasBlock(cursor, metadata_block)) return true;
       cursor.j += Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
     }
     return false;
@@ -274,11 +224,12 @@ class QuestBlockSelectPagedKernel {
                          (cursor.j + ahead) / a_.rows_per_metadata_block);
   }
 
-  // Asks for the next rows, at most `most`; returns how many.
-  __aicore__ inline int64_t LoadTile(Cursor& cursor, int64_t most) {
+  // Asks for the next rows that are side by side, at most `most`.
+  __aicore__ inline Tile LoadTile(Cursor& cursor, int64_t most) {
     int64_t metadata_block = 0;
-    if (!FindBlock(cursor, metadata_block)) return 0;
+    if (!FindBlock(cursor, metadata_block)) return {0, 0};
     AscendC::LocalTensor<T> tile = tiles_.template AllocTensor<T>();
+    const int64_t first = cursor.j;
     const int64_t limit = Smaller(most, tile_rows_);
     int64_t rows = 0;
     do {
@@ -290,9 +241,9 @@ class QuestBlockSelectPagedKernel {
                RowsAt(a_.minblocks, metadata_block, row, cursor.n, run));
       rows += run;
       cursor.j += run;
-    } while (rows < limit && FindBlock(cursor, metadata_block));
+    } while (rows < limit && cursor.j < cursor.end && HasBlock(cursor, metadata_block));
     tiles_.EnQue(tile);
-    return rows;
+    return {first, rows};
   }
 
   __aicore__ inline Rows RowsAt(const PoolArguments& pool, int64_t block, int64_t row, int64_t n,
@@ -304,28 +255,8 @@ class QuestBlockSelectPagedKernel {
 
   __aicore__ inline void ScoreTile(int64_t rows, const AscendC::LocalTensor<float>& scores) {
     AscendC::LocalTensor<T> tile = tiles_.template DeQue<T>();
-    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<int32_t>(rows),
+    query_.Score(tile, tile[static_cast<uint32_t>(kTileElements)], static_cast<uint8_t>(rows),
                  scores, Release{tiles_, tile});
-  }
-
-  // Turns the indices of the best, which count scored rows from `first` on, into block numbers.
-  __aicore__ inline void NumberBlocks(int64_t first, const Cursor& all) {
-    AscendC::PipeBarrier<PIPE_ALL>();
-    const AscendC::LocalTensor<uint32_t> pairs = top_k_.best().ReinterpretCast<uint32_t>();
-    for (int32_t i = 0; i < top_k_.num_best(); ++i) {
-      const auto place = static_cast<uint32_t>(TopK::kFloatsPerPair * i + 1);
-      int64_t left = static_cast<int64_t>(pairs.GetValue(place)) - first;
-      Cursor cursor = {all.b, all.n, first, all.end, false};
-      int64_t metadata_block = 0;
-      while (FindBlock(cursor, metadata_block)) {
-        const int64_t run = Smaller(RowsLeft(cursor.j), cursor.end - cursor.j);
-        if (left < run) break;
-        left -= run;
-        cursor.j += run;
-      }
-      pairs.SetValue(place, static_cast<uint32_t>(cursor.j + left));
-    }
-    AscendC::PipeBarrier<PIPE_ALL>();
   }
 
   __aicore__ inline void StorePartial(uint64_t address) {
@@ -347,8 +278,12 @@ class QuestBlockSelectPagedKernel {
   QueryRow<T> query_;
   TopK top_k_;
   ResultWriter writer_;
+  PieceWalk walk_;
+  Job next_ = {};
+  bool has_next_ = false;
+  AscendC::TQue<AscendC::TPosition::VECIN, 1> heads_;
   Tiles tiles_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> header_buffer_;
 };
 
 // Second launch, on as many cores: the results of heads that were cut. Each is written by the core
@@ -358,9 +293,9 @@ class QuestBlockSelectMergeKernel {
   __aicore__ inline QuestBlockSelectMergeKernel(const QuestBlockSelectPagedArguments& arguments,
                                                 AscendC::TPipe* pipe)
       : a_(arguments) {
-    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
     top_k_.Init(pipe, static_cast<int32_t>(a_.k));
     writer_.Init(pipe);
+    pipe->InitBuffer(header_buffer_, kPartialHeaderBytes);
   }
 
   __aicore__ inline void Run() {
@@ -400,7 +335,7 @@ class QuestBlockSelectMergeKernel {
   const QuestBlockSelectPagedArguments& a_;
   TopK top_k_;
   ResultWriter writer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> header_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECIN> header_buffer_;
 };
 
 }  // namespace select_attn::ascend

@@ -2,14 +2,17 @@
 //
 // An item of work is one KV block of some KV heads: all that fit where heads are side by side in
 // memory and there are items enough for every core, else one. Its tokens come in tiles, each copied
-// once, the next one while the vector unit folds the last; a fold halves the rows of a tile, so a
-// maximum or minimum costs one repeat per 256 bytes of keys.
+// once, the next one while the vector unit works on the last. Half a tile's rows meet the other
+// half in running extremes, which are folded to one row when the item ends: so a maximum or minimum
+// costs one repeat per 256 bytes of keys, and few instructions.
 //
 // float16 and float32 are compared as they are. bfloat16, for which this chip has no arithmetic, is
 // compared as int16: the largest and smallest of those and the largest magnitude among the negative
 // give the maximum and minimum exactly, for 5 repeats per 256 bytes where a cast to float32 and two
-// folds cost 6. NaN is found by its magnitude there. For the other types NaN propagates if the
+// extremes cost 6. NaN is found by its magnitude there. For the other types NaN propagates if the
 // chip's Max and Min propagate it.
+//
+// The rows of zeros behind requests are dealt evenly, too.
 
 #ifndef SELECT_ATTN_OPS_ASCEND_QUEST_PREFILL_METADATA_H_
 #define SELECT_ATTN_OPS_ASCEND_QUEST_PREFILL_METADATA_H_
@@ -33,43 +36,47 @@ class QuestPrefillMetadataKernel {
                                                AscendC::TPipe* pipe)
       : a_(arguments) {
     pipe->InitBuffer(tiles_, kTilesInFlight, kTileBytes);
-    pipe->InitBuffer(max_rows_, kTilesInFlight, kRowBytes);
-    pipe->InitBuffer(min_rows_, kTilesInFlight, kRowBytes);
-    pipe->InitBuffer(fold_buffer_, kTileBytes);
+    pipe->InitBuffer(max_rows_, kRowsInFlight, kRowBytes);
+    pipe->InitBuffer(min_rows_, kRowsInFlight, kRowBytes);
+    pipe->InitBuffer(largest_buffer_, kExtremesBytes);
+    pipe->InitBuffer(smallest_buffer_, kExtremesBytes);
     pipe->InitBuffer(zero_buffer_, kZeroBytes);
     if constexpr (kIsBFloat16) {
-      pipe->InitBuffer(largest_buffer_, kRowBytes);
-      pipe->InitBuffer(smallest_buffer_, kRowBytes);
-      pipe->InitBuffer(negative_buffer_, kRowBytes);
-      pipe->InitBuffer(scratch_buffer_, 2 * kRowBytes);
+      pipe->InitBuffer(negative_buffer_, kExtremesBytes);
+      pipe->InitBuffer(folded_buffer_, 3 * kRowBytes);
       pipe->InitBuffer(magnitude_buffer_, kBlockBytes);
     }
   }
 
   __aicore__ inline void Run() {
     int64_t num_blocks = 0;
-    for (int64_t b = 0; b < a_.batch; ++b) num_blocks += BlocksOf(ClampedUpdate(a_, b));
+    int64_t num_rows_behind = 0;
+    for (int64_t b = 0; b < a_.batch; ++b) {
+      const Update update = ClampedUpdate(a_, b);
+      num_blocks += BlocksOf(update);
+      num_rows_behind += RowsBehind(update);
+    }
     if (num_blocks == 0) return;
     const auto core = static_cast<int64_t>(AscendC::GetBlockIdx());
     const auto num_cores = static_cast<int64_t>(AscendC::GetBlockNum());
     heads_per_item_ = HeadsPerItem(num_blocks, num_cores);
     items_per_block_ = (a_.num_kv_heads - 1) / heads_per_item_ + 1;
     share_ = ShareOf(core, num_cores, num_blocks * items_per_block_);
-    if (share_.empty()) return;
+    const Share rows_behind = ShareOf(core, num_cores, num_rows_behind);
+    if (share_.empty() && rows_behind.empty()) return;
     PrepareConstants();
+    StoreZerosBehind(rows_behind);
+    if (share_.empty()) return;
 
-    // The copy of a tile is asked for before the one in hand is folded.
     Tile tile;
-    Tile next;
     bool has_tile = FirstTile(tile);
-    if (has_tile) Load(tile);
+    Tile ahead = tile;  // the next to be copied
+    bool has_ahead = has_tile;
+    for (int i = 0; i < kTilesInFlight && has_ahead; ++i) has_ahead = LoadNext(ahead);
     while (has_tile) {
-      next = tile;
-      const bool has_next = NextTile(next);
-      if (has_next) Load(next);
       Process(tile);
-      tile = next;
-      has_tile = has_next;
+      if (has_ahead) has_ahead = LoadNext(ahead);
+      has_tile = NextTile(tile);
     }
   }
 
@@ -78,15 +85,17 @@ class QuestPrefillMetadataKernel {
   // What comparisons see.
   using Element = std::conditional_t<kIsBFloat16, int16_t, T>;
 
-  static constexpr int kTilesInFlight = 2;
+  // Two hide the copies of the tiles of an item; the third those of the next while it ends.
+  static constexpr int kTilesInFlight = 3;
+  static constexpr int kRowsInFlight = 1;  // stored long before the next item ends
   static constexpr int64_t kTileBytes = int64_t{32} * 1024;
+  static constexpr int64_t kExtremesBytes = kTileBytes / 2;
   static constexpr int64_t kRowBytes = int64_t{4} * 1024;  // a token of the heads of an item
-  static constexpr int64_t kZeroBytes = int64_t{8} * 1024;
+  static constexpr int64_t kZeroBytes = int64_t{4} * 1024;
   static constexpr int64_t kBlockBytes = 32;
   static constexpr int64_t kRepeatBytes = 256;
   static constexpr auto kElementBytes = static_cast<int64_t>(sizeof(Element));
-  static constexpr int16_t kInfinity = 0x7F80;  // as bfloat16, like the next
-  static constexpr int16_t kQuietNaN = 0x7FC0;
+  static constexpr int16_t kInfinity = 0x7F80;  // as bfloat16
 
   // Tokens of one item. An item without keys, because its table entry is bad, is one tile without
   // tokens.
@@ -107,6 +116,15 @@ class QuestPrefillMetadataKernel {
 
   __aicore__ static inline int64_t BlocksOf(const Update& update) {
     return update.blocks.empty() ? 0 : update.blocks.end - update.blocks.begin;
+  }
+
+  // Rows of the last block's metadata block that the call makes zero: if it writes row 0, those
+  // behind the last block's.
+  __aicore__ inline int64_t RowsBehind(const Update& update) const {
+    if (update.blocks.empty()) return 0;
+    const int64_t row = (update.blocks.end - 1) % a_.rows_per_metadata_block;
+    if (update.blocks.end - 1 - row < update.blocks.begin) return 0;
+    return a_.rows_per_metadata_block - row - 1;
   }
 
   // Wide rows are read at a better rate; few items leave cores idle.
@@ -160,9 +178,7 @@ class QuestPrefillMetadataKernel {
       tile.j = tile.update.blocks.begin + number / items_per_block_;
       tile.first_head = number % items_per_block_ * heads_per_item_;
       tile.num_heads = Smaller(heads_per_item_, a_.num_kv_heads - tile.first_head);
-      tile.metadata_block =
-          ReadInt32(a_.metadata_block_tables.address,
-                    tile.b * a_.metadata_block_tables.stride + tile.j / a_.rows_per_metadata_block);
+      tile.metadata_block = MetadataBlock(tile.b, tile.j);
       if (tile.metadata_block < 0 || tile.metadata_block >= a_.num_metadata_blocks) continue;
       tile.kv_block = ReadInt32(a_.block_tables.address, tile.b * a_.block_tables.stride + tile.j);
       const bool has_keys = tile.kv_block >= 0 && tile.kv_block < a_.num_kv_blocks;
@@ -175,12 +191,24 @@ class QuestPrefillMetadataKernel {
     return false;
   }
 
+  // The table's entry for KV block j.
+  __aicore__ inline int64_t MetadataBlock(int64_t b, int64_t j) const {
+    return ReadInt32(a_.metadata_block_tables.address,
+                     b * a_.metadata_block_tables.stride + j / a_.rows_per_metadata_block);
+  }
+
   __aicore__ inline void SizeTile(Tile& tile) const {
     tile.num_tokens =
         Smaller(tile.item_tokens - tile.first_token, kTileBytes / kElementBytes / Width(tile));
   }
 
   __aicore__ inline int64_t Width(const Tile& tile) const { return tile.num_heads * a_.head_dim; }
+
+  // Asks for a tile and goes on to the next one; false if there is none.
+  __aicore__ inline bool LoadNext(Tile& tile) {
+    Load(tile);
+    return NextTile(tile);
+  }
 
   __aicore__ inline void Load(const Tile& tile) {
     if (tile.num_tokens == 0) return;
@@ -196,31 +224,19 @@ class QuestPrefillMetadataKernel {
   __aicore__ inline void Process(const Tile& tile) {
     if (tile.item_tokens == 0) {
       StoreZeros(tile, tile.j % a_.rows_per_metadata_block, 1);
-    } else {
-      const bool is_first = tile.first_token == 0;
-      const bool is_last = tile.first_token + tile.num_tokens == tile.item_tokens;
-      if (is_first) {
-        max_row_ = max_rows_.template AllocTensor<Element>();
-        min_row_ = min_rows_.template AllocTensor<Element>();
-      }
-      AscendC::LocalTensor<Element> keys = tiles_.template DeQue<Element>();
-      const auto width = static_cast<int32_t>(Width(tile));
-      const auto rows = static_cast<int32_t>(tile.num_tokens);
-      if constexpr (kIsBFloat16) {
-        FoldBits(keys, rows, width, is_first);
-      } else {
-        const AscendC::LocalTensor<Element> folds = fold_buffer_.template Get<Element>();
-        Fold<true>(folds, keys, rows, width, max_row_, is_first);
-        Fold<false>(keys, keys, rows, width, min_row_, is_first);
-      }
-      tiles_.FreeTensor(keys);
-      if (!is_last) return;
-      if constexpr (kIsBFloat16) CombineBits(width);
-      max_rows_.EnQue(max_row_);
-      min_rows_.EnQue(min_row_);
-      StoreItem(tile);
+      return;
     }
-    if (tile.j == tile.update.blocks.end - 1) StoreZerosBehind(tile);
+    AscendC::LocalTensor<Element> keys = tiles_.template DeQue<Element>();
+    Take(keys, static_cast<int32_t>(tile.num_tokens), static_cast<int32_t>(Width(tile)),
+         tile.first_token == 0);
+    tiles_.FreeTensor(keys);
+    if (tile.first_token + tile.num_tokens < tile.item_tokens) return;
+    max_row_ = max_rows_.template AllocTensor<Element>();
+    min_row_ = min_rows_.template AllocTensor<Element>();
+    Finish(static_cast<int32_t>(Width(tile)));
+    max_rows_.EnQue(max_row_);
+    min_rows_.EnQue(min_row_);
+    StoreItem(tile);
   }
 
   template <bool kMax>
@@ -235,40 +251,71 @@ class QuestPrefillMetadataKernel {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  // Folds the rows of `from` in `scratch`, which may be `from`, and the result into `result`.
-  template <bool kMax>
-  __aicore__ static inline void Fold(const AscendC::LocalTensor<Element>& scratch,
-                                     const AscendC::LocalTensor<Element>& from, int32_t rows,
-                                     int32_t width, const AscendC::LocalTensor<Element>& result,
-                                     bool is_first) {
-    AscendC::LocalTensor<Element> folded = from;
-    // The upper half meets the lower one; with an odd number a row in the middle waits. It lies in
-    // `from`, so a fold out of place takes it along at once.
-    if (rows > 1) {
-      const int32_t half = rows / 2;
-      Compare<kMax>(scratch, from, from[(rows - half) * width], half * width);
-      if (rows % 2 != 0) Compare<kMax>(scratch, scratch, from[half * width], width);
-      folded = scratch;
-      rows = half;
+  // Rows of keys, which it may overwrite, into the extremes of their item.
+  __aicore__ inline void Take(const AscendC::LocalTensor<Element>& keys, int32_t rows,
+                              int32_t width, bool is_first) {
+    if (is_first) num_extremes_ = rows > 1 ? rows / 2 : 1;
+    TakeExtremes<true>(largest_buffer_.template Get<Element>(), keys, rows, width, is_first);
+    TakeExtremes<false>(smallest_buffer_.template Get<Element>(), keys, rows, width, is_first);
+    if constexpr (kIsBFloat16) {
+      AscendC::Mins(keys, keys, int16_t{0}, rows * width);
+      AscendC::PipeBarrier<PIPE_V>();
+      ClearSigns(keys, rows * width);
+      TakeExtremes<true>(negative_buffer_.template Get<Element>(), keys, rows, width, is_first);
     }
-    while (rows > 1) {
-      const int32_t half = rows / 2;
-      Compare<kMax>(folded, folded, folded[(rows - half) * width], half * width);
-      rows -= half;
-    }
-    Compare<kMax>(result, is_first ? folded : result, folded, width);
   }
 
-  // bfloat16: what CombineBits needs of a tile.
-  __aicore__ inline void FoldBits(const AscendC::LocalTensor<int16_t>& keys, int32_t rows,
-                                  int32_t width, bool is_first) {
-    const AscendC::LocalTensor<int16_t> folds = fold_buffer_.template Get<int16_t>();
-    AscendC::Mins(folds, keys, int16_t{0}, rows * width);
-    AscendC::PipeBarrier<PIPE_V>();
-    ClearSigns(folds, rows * width);
-    Fold<true>(folds, folds, rows, width, negative_buffer_.template Get<int16_t>(), is_first);
-    Fold<true>(folds, keys, rows, width, largest_buffer_.template Get<int16_t>(), is_first);
-    Fold<false>(keys, keys, rows, width, smallest_buffer_.template Get<int16_t>(), is_first);
+  // The first tile of an item has the most rows, and sets num_extremes_ rows; others meet those.
+  template <bool kMax>
+  __aicore__ inline void TakeExtremes(const AscendC::LocalTensor<Element>& extremes,
+                                      const AscendC::LocalTensor<Element>& keys, int32_t rows,
+                                      int32_t width, bool is_first) const {
+    int32_t done = 0;
+    if (is_first) {
+      const AscendC::LocalTensor<Element> others =
+          keys[static_cast<uint32_t>((rows - num_extremes_) * width)];
+      Compare<kMax>(extremes, keys, others, num_extremes_ * width);
+      // With an odd number the row in the middle is left.
+      done = rows > 1 && rows % 2 != 0 ? num_extremes_ : rows;
+      rows = done < rows ? done + 1 : rows;
+    }
+    while (done < rows) {
+      const int32_t now = static_cast<int32_t>(Smaller(num_extremes_, rows - done));
+      Compare<kMax>(extremes, extremes, keys[static_cast<uint32_t>(done * width)], now * width);
+      done += now;
+    }
+  }
+
+  // The item's row of the metadata.
+  __aicore__ inline void Finish(int32_t width) {
+    const AscendC::LocalTensor<Element> largest = largest_buffer_.template Get<Element>();
+    const AscendC::LocalTensor<Element> smallest = smallest_buffer_.template Get<Element>();
+    if constexpr (kIsBFloat16) {
+      const auto row = static_cast<uint32_t>(width);
+      const AscendC::LocalTensor<Element> folded = folded_buffer_.template Get<Element>();
+      Fold<true>(folded, largest, width);
+      Fold<false>(folded[row], smallest, width);
+      Fold<true>(folded[2 * row], negative_buffer_.template Get<Element>(), width);
+      CombineBits(folded, width);
+    } else {
+      Fold<true>(max_row_, largest, width);
+      Fold<false>(min_row_, smallest, width);
+    }
+  }
+
+  // Folds the extremes in place, the last two rows into `result`. The upper half meets the lower
+  // one; with an odd number a row in the middle waits.
+  template <bool kMax>
+  __aicore__ inline void Fold(const AscendC::LocalTensor<Element>& result,
+                              const AscendC::LocalTensor<Element>& extremes, int32_t width) const {
+    int32_t rows = num_extremes_;
+    while (rows > 2) {
+      const int32_t half = rows / 2;
+      Compare<kMax>(extremes, extremes, extremes[static_cast<uint32_t>((rows - half) * width)],
+                    half * width);
+      rows -= half;
+    }
+    Compare<kMax>(result, extremes, extremes[static_cast<uint32_t>((rows - 1) * width)], width);
   }
 
   __aicore__ inline void ClearSigns(const AscendC::LocalTensor<int16_t>& bits, int32_t count) {
@@ -287,49 +334,42 @@ class QuestPrefillMetadataKernel {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  // The bits of the float maximum are the largest int16 if that is not negative, else the smallest:
-  // among negative numbers the order is reversed. The minimum is the negative number of the largest
-  // magnitude if there is one, else the smallest. Both are NaN if a magnitude is above infinity's.
-  // Signs are spread over all bits, so that they select.
-  __aicore__ inline void CombineBits(int32_t width) {
-    const AscendC::LocalTensor<int16_t> largest = largest_buffer_.template Get<int16_t>();
-    const AscendC::LocalTensor<int16_t> smallest = smallest_buffer_.template Get<int16_t>();
-    const AscendC::LocalTensor<int16_t> negative = negative_buffer_.template Get<int16_t>();
-    const AscendC::LocalTensor<int16_t> sign = scratch_buffer_.template Get<int16_t>();
-    const AscendC::LocalTensor<int16_t> is_nan = sign[kRowBytes / kElementBytes];
+  // Of three rows, the largest and the smallest int16 and the largest magnitude of the negative,
+  // the bits of the float maximum are the largest if that is not negative, else the smallest: among
+  // negative numbers the order is reversed. The minimum is the negative number of the largest
+  // magnitude if there is one, else the smallest. So both are the row behind where a row is
+  // negative. Both are NaN if a magnitude is above infinity's. Signs are spread over all bits, so
+  // that they select.
+  __aicore__ inline void CombineBits(const AscendC::LocalTensor<int16_t>& rows, int32_t width) {
+    const auto row = static_cast<uint32_t>(width);
+    const AscendC::LocalTensor<int16_t> negative = rows[2 * row];
+    // The extremes are folded, their buffers free.
+    const AscendC::LocalTensor<int16_t> is_nan = negative_buffer_.template Get<int16_t>();
+    const AscendC::LocalTensor<int16_t> signs = smallest_buffer_.template Get<int16_t>();
+    const AscendC::LocalTensor<int16_t> chosen = signs[2 * row];
+    static_assert(kExtremesBytes >= 4 * kRowBytes, "no room for signs and chosen");
 
-    AscendC::Max(is_nan, largest, negative, width);
+    AscendC::Max(is_nan, rows, negative, width);
     AscendC::PipeBarrier<PIPE_V>();
     AscendC::Muls(is_nan, is_nan, int16_t{-1}, width);
     AscendC::PipeBarrier<PIPE_V>();
     AscendC::Adds(is_nan, is_nan, kInfinity, width);
     AscendC::PipeBarrier<PIPE_V>();
-    AscendC::ShiftRight(is_nan, is_nan, int16_t{15}, width);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Muls(is_nan, is_nan, static_cast<int16_t>(-kQuietNaN), width);
-
-    AscendC::ShiftRight(sign, largest, int16_t{15}, width);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::And(max_row_, smallest, sign, width);
-    AscendC::Not(sign, sign, width);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::And(largest, largest, sign, width);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Or(max_row_, max_row_, largest, width);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Or(max_row_, max_row_, is_nan, width);
+    AscendC::ShiftRight(is_nan, is_nan, int16_t{15}, width);  // all bits set are a NaN
 
     AscendC::Adds(negative, negative, int16_t{-0x7FFF - 1}, width);  // sets the sign
-    AscendC::ShiftRight(sign, smallest, int16_t{15}, width);
+    AscendC::ShiftRight(signs, rows, int16_t{15}, 2 * width);
     AscendC::PipeBarrier<PIPE_V>();
-    AscendC::And(min_row_, negative, sign, width);
-    AscendC::Not(sign, sign, width);
+    // The row behind, then the row itself.
+    AscendC::And(chosen, rows[row], signs, 2 * width);
+    AscendC::Not(signs, signs, 2 * width);
     AscendC::PipeBarrier<PIPE_V>();
-    AscendC::And(smallest, smallest, sign, width);
+    AscendC::And(signs, signs, rows, 2 * width);
     AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Or(min_row_, min_row_, smallest, width);
+    AscendC::Or(chosen, chosen, signs, 2 * width);
     AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Or(min_row_, min_row_, is_nan, width);
+    AscendC::Or(max_row_, chosen, is_nan, width);
+    AscendC::Or(min_row_, chosen[row], is_nan, width);
     AscendC::PipeBarrier<PIPE_V>();
   }
 
@@ -369,11 +409,26 @@ class QuestPrefillMetadataKernel {
     }
   }
 
-  // With the request's last KV block: the rest of its metadata block, if the call writes row 0.
-  __aicore__ inline void StoreZerosBehind(const Tile& tile) {
-    const int64_t row = tile.j % a_.rows_per_metadata_block;
-    if (tile.j - row < tile.update.blocks.begin) return;
-    StoreZeros(tile, row + 1, a_.rows_per_metadata_block - row - 1);
+  // A share of the rows behind all requests, in order.
+  __aicore__ inline void StoreZerosBehind(const Share& share) {
+    int64_t first = 0;
+    for (int64_t b = 0; b < a_.batch && first < share.end; ++b) {
+      const Update update = ClampedUpdate(a_, b);
+      const int64_t count = RowsBehind(update);
+      const int64_t begin = Larger(share.begin - first, 0);
+      const int64_t end = Smaller(share.end - first, count);
+      first += count;
+      if (begin >= end) continue;
+      const int64_t last = update.blocks.end - 1;
+      Tile tile = {};
+      tile.metadata_block = MetadataBlock(b, last);
+      if (tile.metadata_block < 0 || tile.metadata_block >= a_.num_metadata_blocks) continue;
+      for (int64_t n = 0; n < a_.num_kv_heads; n += heads_per_item_) {
+        tile.first_head = n;
+        tile.num_heads = Smaller(heads_per_item_, a_.num_kv_heads - n);
+        StoreZeros(tile, last % a_.rows_per_metadata_block + 1 + begin, end - begin);
+      }
+    }
   }
 
   const QuestPrefillMetadataArguments& a_;
@@ -383,15 +438,16 @@ class QuestPrefillMetadataKernel {
   AscendC::LocalTensor<Element> max_row_;
   AscendC::LocalTensor<Element> min_row_;
   AscendC::TQue<AscendC::TPosition::VECIN, kTilesInFlight> tiles_;
-  AscendC::TQue<AscendC::TPosition::VECOUT, kTilesInFlight> max_rows_;
-  AscendC::TQue<AscendC::TPosition::VECOUT, kTilesInFlight> min_rows_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> fold_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> zero_buffer_;
-  // bfloat16 only.
+  AscendC::TQue<AscendC::TPosition::VECOUT, kRowsInFlight> max_rows_;
+  AscendC::TQue<AscendC::TPosition::VECOUT, kRowsInFlight> min_rows_;
+  // Of the item in hand: rows of the largest and smallest elements so far.
+  int32_t num_extremes_ = 0;
   AscendC::TBuf<AscendC::TPosition::VECCALC> largest_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> smallest_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> zero_buffer_;
+  // bfloat16 only.
   AscendC::TBuf<AscendC::TPosition::VECCALC> negative_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> scratch_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECCALC> folded_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> magnitude_buffer_;
 };
 

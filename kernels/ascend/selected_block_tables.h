@@ -22,8 +22,9 @@ class SelectedBlockTablesKernel {
       : a_(arguments) {
     pipe->InitBuffer(selected_buffer_, kMostK * sizeof(int32_t));
     pipe->InitBuffer(tables_buffer_, kMostK * sizeof(int32_t));
-    pipe->InitBuffer(lens_buffer_, kBlockBytes);
     sorter_.Init(pipe, static_cast<int32_t>(a_.k));
+    // Last, as it would put those behind it out of the alignment that sorting needs.
+    pipe->InitBuffer(lens_buffer_, kBlockBytes);
   }
 
   __aicore__ inline void Run() {
@@ -84,9 +85,9 @@ class SelectedBlockTablesKernel {
 
   const SelectedBlockTablesArguments& a_;
   TopK sorter_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> selected_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> tables_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> lens_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECIN> selected_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> tables_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> lens_buffer_;
 };
 
 }  // namespace select_attn::ascend

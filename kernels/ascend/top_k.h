@@ -24,6 +24,8 @@ class TopK {
 
   __aicore__ inline TopK() {}
 
+  // Sort32 needs what it reads aligned to 128 bytes, what it writes to 256: every buffer taken
+  // before these must be a multiple of 256 bytes, as they are.
   __aicore__ inline void Init(AscendC::TPipe* pipe, int32_t k) {
     k_ = k;
     pipe->InitBuffer(scores_buffer_, kChunk * sizeof(float));
@@ -187,9 +189,9 @@ class TopK {
   AscendC::TBuf<AscendC::TPosition::VECCALC> places_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> indices_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> bits_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> sorted_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECIN> sorted_buffer_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> merged_buffer_;
-  AscendC::TBuf<AscendC::TPosition::VECCALC> best_buffer_;
+  AscendC::TBuf<AscendC::TPosition::VECOUT> best_buffer_;
 };
 
 }  // namespace select_attn::ascend

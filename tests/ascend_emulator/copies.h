@@ -94,6 +94,14 @@ void CheckLocal(const char* name, const AscendC::LocalTensor<T>& tensor, uint64_
   }
 }
 
+// Documented of DataCopyPad on this chip.
+template <typename T>
+void CheckPosition(const char* name, const AscendC::LocalTensor<T>& tensor) {
+  if (tensor.position() == AscendC::TPosition::VECCALC) {
+    Fail(std::string(name) + ": a tensor of VECCALC, it must be of VECIN or VECOUT");
+  }
+}
+
 inline void CheckPieces(const char* name, const Pieces& pieces) {
   if (pieces.count == 0 || pieces.count > kMostPieces) {
     Fail(std::string(name) + ": blockCount is " + std::to_string(pieces.count) +
@@ -158,8 +166,9 @@ void CopyOut(const char* name, const AscendC::GlobalTensor<T>& to,
   for (uint64_t i = 0; i < pieces.count; ++i) {
     const auto address = from.address() + static_cast<uint32_t>(i * pieces.local_step);
     core.buffer.Read(access, address, static_cast<uint32_t>(pieces.length));
-    core.global.Write(target + i * pieces.global_step, pieces.length);
-    std::memcpy(target + i * pieces.global_step, core.buffer.data() + address, pieces.length);
+    const uint8_t* source = core.buffer.data() + address;
+    core.global.Write(target + i * pieces.global_step, source, pieces.length);
+    std::memcpy(target + i * pieces.global_step, source, pieces.length);
   }
 }
 
@@ -246,6 +255,7 @@ void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCo
 template <typename T>
 void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
                  const DataCopyExtParams& params, const DataCopyPadExtParams<T>& padding) {
+  ascend_emulator::CheckPosition("DataCopyPad", dst);
   const uint64_t left = padding.isPad ? padding.leftPadding * sizeof(T) : 0;
   const uint64_t right = padding.isPad ? padding.rightPadding * sizeof(T) : 0;
   const uint64_t whole = ascend_emulator::RoundUpToBlock(left + params.blockLen + right);
@@ -258,6 +268,7 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
 template <typename T>
 void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
                  const DataCopyExtParams& params) {
+  ascend_emulator::CheckPosition("DataCopyPad", src);
   const uint64_t whole = ascend_emulator::RoundUpToBlock(params.blockLen);
   ascend_emulator::CopyOut(
       "DataCopyPad", dst, src,

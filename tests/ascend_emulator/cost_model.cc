@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <utility>
 
 namespace ascend_emulator {
@@ -54,12 +55,8 @@ class Timeline {
 
  private:
   double VectorSeconds(const Step& step) const {
-    const auto exception = parameters_.cycles_per_repeat_of.find(step.name);
-    const double per_repeat = exception != parameters_.cycles_per_repeat_of.end()
-                                  ? exception->second
-                                  : parameters_.cycles_per_repeat;
     return (parameters_.cycles_per_vector_instruction +
-            static_cast<double>(step.amount) * per_repeat) /
+            static_cast<double>(step.amount) * parameters_.cycles_per_repeat) /
            parameters_.clock_hz;
   }
   void Run(size_t pipe, double seconds, double latency) {
@@ -91,15 +88,18 @@ CoreTime PredictCore(const Trace& trace, const CostParameters& parameters, int b
   return timeline.End();
 }
 
-double PredictSeconds(const Report& report, const CostParameters& parameters) {
+LaunchTime PredictLaunch(const Report& report, const CostParameters& parameters) {
   const auto busy = std::count_if(report.cores.begin(), report.cores.end(),
                                   [](const Counters& c) { return c.copies_in + c.copies_out > 0; });
-  double slowest = 0.0;
+  LaunchTime longest;
   for (const Trace& trace : report.traces) {
     const CoreTime time = PredictCore(trace, parameters, static_cast<int>(busy));
-    slowest = std::max(slowest, time.total_seconds);
+    longest.total_seconds = std::max(longest.total_seconds, time.total_seconds);
+    longest.copy_seconds =
+        std::max({longest.copy_seconds, time.copy_in_seconds, time.copy_out_seconds});
+    longest.vector_seconds = std::max(longest.vector_seconds, time.vector_seconds);
   }
-  return slowest;
+  return longest;
 }
 
 }  // namespace ascend_emulator

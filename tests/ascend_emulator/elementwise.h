@@ -109,7 +109,7 @@ void RunAccumulate(const char* name, const Lanes& lanes, const Operand<D>& dst,
     instruction.Load(src1, lanes, repeat, b);
     instruction.Load(dst, lanes, repeat, out);
     for (int i = 0; i < lanes.lanes(); ++i) {
-      if (lanes.Has(repeat, i)) out[i] = function(a[i], b[i], out[i]);
+      if (lanes.Has(repeat, i)) out[i] = Stored(function(a[i], b[i], out[i]));
     }
     instruction.Store(dst, lanes, repeat, out);
   }

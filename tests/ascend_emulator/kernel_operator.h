@@ -4,9 +4,10 @@
 // Written after the public documentation of the Ascend C API, CANN 8.0 to 9.1. Instructions are
 // carried out at once, in the order in which they are issued; what the chip would need in order to
 // do the same - flags, queues, barriers, alignment, bounds, masks - is checked, and its lack is an
-// error. Not modelled: the cube unit, atomic writes, SyncAll and other talk between cores, the data
-// cache of the scalar unit, order of one core's own accesses to global memory, conflicts of banks,
-// approximate results of the chip's division, its NaN and saturation modes.
+// error. Launches find the core in the state that kernels cannot rely on: 16-bit arithmetic
+// saturates, the scalar unit's cache is stale. Not modelled: the cube unit, atomic writes, SyncAll
+// and other talk between cores, order of one core's own accesses to global memory, conflicts of
+// banks, approximate results of the chip's division.
 
 #ifndef SELECT_ATTN_OPS_TESTS_ASCEND_EMULATOR_KERNEL_OPERATOR_H_
 #define SELECT_ATTN_OPS_TESTS_ASCEND_EMULATOR_KERNEL_OPERATOR_H_
@@ -15,6 +16,7 @@
 #include "casts.h"
 #include "compare_and_gather.h"
 #include "copies.h"
+#include "core_control.h"
 #include "device_language.h"
 #include "elementwise.h"
 #include "float_types.h"

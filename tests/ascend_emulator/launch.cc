@@ -56,7 +56,7 @@ Report LaunchCores(const LaunchOptions& options, int num_cores,
   std::copy_if(errors.begin(), errors.end(), std::back_inserter(report.errors),
                [](const std::string& error) { return !error.empty(); });
   if (options.finds_races) {
-    const std::vector<std::string> races = FindRaces(accesses);
+    const std::vector<std::string> races = FindRaces(accesses, order);
     report.errors.insert(report.errors.end(), races.begin(), races.end());
   }
   return report;

@@ -19,7 +19,7 @@ struct LaunchOptions {
   bool strict_vector_order = true;
   // Cores run one after the other: in their order, or in a random one.
   std::optional<uint64_t> seed;
-  // One core must not touch what another one writes.
+  // One core must not touch what another one writes, but to write the same.
   bool finds_races = true;
 };
 

@@ -1,20 +1,24 @@
 #include "memory_races.h"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 #include <utility>
 
 namespace ascend_emulator {
 namespace {
 
+enum class Kind { kRead, kRepeat, kChange };
+constexpr size_t kKinds = 3;
+
 struct Owned {
   Interval interval;
   int core;
-  bool writes;
+  Kind kind;
 };
 
 // Sorted, and joined where they meet.
-void AddJoined(std::vector<Interval> intervals, int core, bool writes, std::vector<Owned>& all) {
+void AddJoined(std::vector<Interval> intervals, int core, Kind kind, std::vector<Owned>& all) {
   std::sort(intervals.begin(), intervals.end(),
             [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
   const size_t first = all.size();
@@ -22,7 +26,7 @@ void AddJoined(std::vector<Interval> intervals, int core, bool writes, std::vect
     if (all.size() > first && interval.begin <= all.back().interval.end) {
       all.back().interval.end = std::max(all.back().interval.end, interval.end);
     } else {
-      all.push_back({interval, core, writes});
+      all.push_back({interval, core, kind});
     }
   }
 }
@@ -43,33 +47,51 @@ void GlobalAccesses::Add(std::vector<Interval>& intervals, const void* address, 
   intervals.push_back({begin, end});
 }
 
-std::vector<std::string> FindRaces(const std::vector<GlobalAccesses>& cores) {
+void GlobalAccesses::Write(const void* address, const void* data, uint64_t bytes) {
+  if (bytes == 0) return;
+  Add(std::memcmp(address, data, bytes) == 0 ? repeats_ : changes_, address, bytes);
+}
+
+std::vector<std::string> FindRaces(const std::vector<GlobalAccesses>& cores,
+                                   const std::vector<int>& order) {
   std::vector<Owned> all;
   for (size_t core = 0; core < cores.size(); ++core) {
-    AddJoined(cores[core].reads(), static_cast<int>(core), false, all);
-    AddJoined(cores[core].writes(), static_cast<int>(core), true, all);
+    AddJoined(cores[core].reads(), static_cast<int>(core), Kind::kRead, all);
+    AddJoined(cores[core].repeats(), static_cast<int>(core), Kind::kRepeat, all);
+    AddJoined(cores[core].changes(), static_cast<int>(core), Kind::kChange, all);
   }
+  std::vector<size_t> turns(cores.size());
+  for (size_t turn = 0; turn < order.size(); ++turn) {
+    turns[static_cast<size_t>(order[turn])] = turn;
+  }
+  const auto conflict = [&](const Owned& a, const Owned& b) {
+    if (a.core == b.core) return false;
+    if (a.kind == Kind::kRead || b.kind == Kind::kRead) return a.kind != b.kind;
+    const bool a_is_last = turns[static_cast<size_t>(a.core)] > turns[static_cast<size_t>(b.core)];
+    return (a_is_last ? a : b).kind == Kind::kChange;
+  };
   std::sort(all.begin(), all.end(),
             [](const Owned& a, const Owned& b) { return a.interval.begin < b.interval.begin; });
 
   std::set<std::pair<int, int>> reported;
   std::vector<std::string> messages;
-  // Of each core, the reads and the writes before that reach furthest.
-  std::vector<const Owned*> furthest(2 * cores.size(), nullptr);
+  // Of each core and kind, the access before that reaches furthest.
+  std::vector<const Owned*> furthest(kKinds * cores.size(), nullptr);
   for (const Owned& later : all) {
     for (const Owned* earlier : furthest) {
-      if (earlier == nullptr || earlier->core == later.core) continue;
-      if (!earlier->writes && !later.writes) continue;
+      if (earlier == nullptr || !conflict(*earlier, later)) continue;
       if (earlier->interval.end <= later.interval.begin) continue;
       const auto cores_of = std::minmax(earlier->core, later.core);
       if (!reported.insert(cores_of).second) continue;
-      const Owned& writer = earlier->writes ? *earlier : later;
-      const Owned& other = earlier->writes ? later : *earlier;
+      const Owned& writer = earlier->kind == Kind::kRead ? later : *earlier;
+      const Owned& other = earlier->kind == Kind::kRead ? *earlier : later;
       messages.push_back("core " + std::to_string(writer.core) +
                          " writes global memory that core " + std::to_string(other.core) +
-                         (other.writes ? " writes" : " reads") + " in the same launch");
+                         (other.kind == Kind::kRead ? " reads" : " writes") +
+                         " in the same launch");
     }
-    const Owned*& mine = furthest[2 * static_cast<size_t>(later.core) + (later.writes ? 1 : 0)];
+    const Owned*& mine =
+        furthest[kKinds * static_cast<size_t>(later.core) + static_cast<size_t>(later.kind)];
     if (mine == nullptr || mine->interval.end < later.interval.end) mine = &later;
   }
   return messages;

@@ -38,7 +38,7 @@ class TBuf {
   LocalTensor<T> Get(uint32_t size) const {
     ascend_emulator::Check(bytes_ > 0, "TBuf::Get before InitBuffer");
     ascend_emulator::Check(size * sizeof(T) <= bytes_, "TBuf::Get: more than the buffer holds");
-    return LocalTensor<T>(address_, size);
+    return LocalTensor<T>(address_, size, position);
   }
 
  private:
@@ -132,8 +132,8 @@ class TQue {
 
   template <typename T>
   LocalTensor<T> Tensor(size_t i) const {
-    return LocalTensor<T>(buffers_[i].address, bytes_ / static_cast<uint32_t>(sizeof(T)), this,
-                          static_cast<int>(i));
+    return LocalTensor<T>(buffers_[i].address, bytes_ / static_cast<uint32_t>(sizeof(T)), position,
+                          this, static_cast<int>(i));
   }
   template <typename T>
   Buffer& Own(const LocalTensor<T>& tensor, const char* otherwise) {

@@ -71,7 +71,8 @@ void RunReduction(const char* name, const Lanes& lanes, const Operand<T>& dst,
 
 template <typename T>
 void PutAt(VectorInstruction& instruction, const Operand<T>& dst, uint64_t element, T value) {
-  std::memcpy(instruction.Write(dst, element * sizeof(T), sizeof(T)), &value, sizeof(T));
+  const T stored = Stored(value);
+  std::memcpy(instruction.Write(dst, element * sizeof(T), sizeof(T)), &stored, sizeof(T));
 }
 
 // dst_stride counts results.

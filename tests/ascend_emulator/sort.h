@@ -1,11 +1,13 @@
 // Sorting. Pairs of a score and a 32-bit index take 8 bytes, whatever the score's type; they are in
 // descending order of the score. Among equal scores the one that came first stays first, and of two
-// lists that are merged the first one's: an assumption, as is where NaN goes.
+// lists that are merged the first one's: an assumption, as is where NaN goes. Nothing says whether
+// -0 equals +0; here it comes behind, so that kernels cannot count on either.
 
 #ifndef SELECT_ATTN_OPS_TESTS_ASCEND_EMULATOR_SORT_H_
 #define SELECT_ATTN_OPS_TESTS_ASCEND_EMULATOR_SORT_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -70,9 +72,23 @@ void PutPair(uint8_t* bytes, const ScorePair<T>& pair) {
   std::memcpy(bytes + kIndexOffset, &pair.index, sizeof(pair.index));
 }
 
+template <typename T>
+bool RanksBelow(T a, T b) {
+  if (!Equal(a, b)) return Less(a, b);
+  return std::signbit(static_cast<float>(a)) && !std::signbit(static_cast<float>(b));
+}
+
 inline void CheckSortRepeats(const char* name, int64_t repeats) {
   if (repeats < 0 || repeats > kMostRepeats) {
     Fail(std::string(name) + ": " + std::to_string(repeats) + " repeats, there may be 0 to 255");
+  }
+}
+
+template <typename T>
+void CheckApart(const char* name, const Operand<T>& dst, uint64_t dst_bytes, const Operand<T>& src,
+                uint64_t src_bytes) {
+  if (dst.address < src.address + src_bytes && src.address < dst.address + dst_bytes) {
+    Fail(std::string(name) + ": dst and src overlap");
   }
 }
 
@@ -91,7 +107,7 @@ std::vector<ScorePair<T>> MergedLists(const std::vector<std::vector<ScorePair<T>
       if (is_done(l)) {
         exhausted = exhausted || !lists[l].empty();
       } else if (best == lists.size() ||
-                 Less(lists[best][next[best]].score, lists[l][next[l]].score)) {
+                 RanksBelow(lists[best][next[best]].score, lists[l][next[l]].score)) {
         best = l;
       }
     }
@@ -146,6 +162,7 @@ void RunMergeSort(const char* name, const AscendC::LocalTensor<T>& dst_tensor,
       instruction.CheckOperand(src, kPairBytes);
       const uint64_t length = info.elementLengths[l];
       if (length == 0) continue;
+      CheckApart(name, dst, bytes, src, (repeat * pairs + length) * kPairBytes);
       const uint8_t* at = instruction.Read(src, repeat * pairs * kPairBytes, length * kPairBytes);
       for (uint64_t i = 0; i < length; ++i) lists[l].push_back(PairFrom<T>(at + i * kPairBytes));
     }
@@ -172,9 +189,9 @@ void Sort32(const LocalTensor<T>& dst_tensor, const LocalTensor<T>& score_tensor
   const Operand<T> scores("src0", score_tensor, 1, 8);
   const Operand<uint32_t> indices("src1", index_tensor, 1, 8);
   VectorInstruction instruction("Sort32", repeats);
-  instruction.CheckOperand(dst, kBlockBytes);
-  instruction.CheckOperand(scores, kBlockBytes);
-  instruction.CheckOperand(indices, kBlockBytes);
+  instruction.CheckOperand(dst, kPairs * kPairBytes);
+  instruction.CheckOperand(scores, kPairs * sizeof(T));
+  instruction.CheckOperand(indices, kPairs * sizeof(uint32_t));
   for (uint64_t repeat = 0; repeat < static_cast<uint64_t>(repeats); ++repeat) {
     const uint8_t* score =
         instruction.Read(scores, repeat * kPairs * sizeof(T), kPairs * sizeof(T));
@@ -185,7 +202,7 @@ void Sort32(const LocalTensor<T>& dst_tensor, const LocalTensor<T>& score_tensor
       std::memcpy(&pairs[i].index, index + i * 4, 4);
     }
     std::stable_sort(pairs, pairs + kPairs, [](const ScorePair<T>& a, const ScorePair<T>& b) {
-      return Less(b.score, a.score);
+      return RanksBelow(b.score, a.score);
     });
     uint8_t* to = instruction.Write(dst, repeat * kPairs * kPairBytes, kPairs * kPairBytes);
     for (size_t i = 0; i < kPairs; ++i) PutPair(to + i * kPairBytes, pairs[i]);
@@ -234,9 +251,10 @@ void Sort(const LocalTensor<T>& dst, const LocalTensor<T>& concat,
     if (pairs.empty()) {
       const uint8_t* from = instruction.Read(target, 0, bytes);
       for (uint64_t i = 0; i < bytes; i += kPairBytes) pairs.push_back(PairFrom<T>(from + i));
-      std::stable_sort(
-          pairs.begin(), pairs.end(),
-          [](const ScorePair<T>& a, const ScorePair<T>& b) { return Less(b.score, a.score); });
+      std::stable_sort(pairs.begin(), pairs.end(),
+                       [](const ScorePair<T>& a, const ScorePair<T>& b) {
+                         return RanksBelow(b.score, a.score);
+                       });
     }
     instruction.Write(scratch, 0, bytes);
     uint8_t* to = instruction.Write(target, 0, bytes);

@@ -26,8 +26,14 @@ class LocalTensor {
 
   LocalTensor() = default;
   // For TBuf and TQue. `buffer` is the queue's number of the buffer.
-  LocalTensor(uint32_t address, uint32_t size, const void* queue = nullptr, int buffer = -1)
-      : address_(address), size_(size), exists_(true), queue_(queue), buffer_(buffer) {}
+  LocalTensor(uint32_t address, uint32_t size, TPosition position, const void* queue = nullptr,
+              int buffer = -1)
+      : address_(address),
+        size_(size),
+        position_(position),
+        exists_(true),
+        queue_(queue),
+        buffer_(buffer) {}
 
   uint32_t GetSize() const { return size_; }
   void SetSize(uint32_t size) {
@@ -46,7 +52,8 @@ class LocalTensor {
   template <typename U>
   LocalTensor<U> ReinterpretCast() const {
     const uint64_t bytes = uint64_t{size_} * sizeof(T);
-    LocalTensor<U> result(address_, static_cast<uint32_t>(bytes / sizeof(U)), queue_, buffer_);
+    LocalTensor<U> result(address_, static_cast<uint32_t>(bytes / sizeof(U)), position_, queue_,
+                          buffer_);
     return exists_ ? result : LocalTensor<U>();
   }
 
@@ -69,6 +76,7 @@ class LocalTensor {
   // Of the emulator only.
   uint32_t address() const { return address_; }
   uint32_t size() const { return size_; }
+  TPosition position() const { return position_; }
   bool exists() const { return exists_; }
   const void* queue() const { return queue_; }
   int buffer() const { return buffer_; }
@@ -85,6 +93,7 @@ class LocalTensor {
 
   uint32_t address_ = 0;  // in the unified buffer
   uint32_t size_ = 0;     // elements
+  TPosition position_ = TPosition::VECCALC;
   bool exists_ = false;
   const void* queue_ = nullptr;
   int buffer_ = -1;
@@ -121,6 +130,9 @@ class GlobalTensor {
   T GetValue(uint64_t index) const {
     CheckElements("GlobalTensor::GetValue", index, 1);
     ascend_emulator::VectorCore& core = ascend_emulator::Core();
+    ascend_emulator::Check(!core.data_cache_is_stale,
+                           "GlobalTensor::GetValue: the data cache may have what the memory held "
+                           "before the launch; DataCacheCleanAndInvalid first");
     ++core.counters.scalar_global_reads;
     core.global.Read(data_ + index, sizeof(T));
     return data_[index];
@@ -129,7 +141,7 @@ class GlobalTensor {
     CheckElements("GlobalTensor::SetValue", index, 1);
     ascend_emulator::VectorCore& core = ascend_emulator::Core();
     ++core.counters.scalar_global_writes;
-    core.global.Write(data_ + index, sizeof(T));
+    core.global.Write(data_ + index, &value, sizeof(T));
     data_[index] = value;
   }
 

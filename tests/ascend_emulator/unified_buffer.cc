@@ -23,6 +23,7 @@ UnifiedBuffer::UnifiedBuffer(const Ordering& ordering)
 
 uint32_t UnifiedBuffer::Take(uint32_t bytes) {
   if (bytes == 0) Fail("InitBuffer: a buffer of 0 bytes");
+  if (++num_buffers_ > kMostBuffers) Fail("InitBuffer: more than 64 buffers");
   const uint64_t rounded = (uint64_t{bytes} + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
   if (taken_ + rounded > kUnifiedBufferBytes) {
     Fail("InitBuffer: the unified buffer is full: " + std::to_string(taken_) + " of " +

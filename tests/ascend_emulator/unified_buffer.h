@@ -14,6 +14,7 @@ namespace ascend_emulator {
 constexpr uint32_t kUnifiedBufferBytes = 192 * 1024;
 constexpr uint32_t kBlockBytes = 32;
 constexpr uint32_t kRepeatBytes = 256;
+constexpr int kMostBuffers = 64;  // of a kernel
 
 // An instruction that is being carried out.
 struct Access {
@@ -28,7 +29,7 @@ class UnifiedBuffer {
 
   uint8_t* data() { return bytes_.data() + padding_; }
 
-  // Space from the front; throws when there is none left.
+  // Space from the front for one buffer; throws when there is none left.
   uint32_t Take(uint32_t bytes);
   uint32_t bytes_taken() const { return taken_; }
 
@@ -68,6 +69,7 @@ class UnifiedBuffer {
   std::vector<Cell> cells_;
   std::vector<const char*> names_[kPipes];  // of instructions, by number
   uint32_t taken_ = 0;
+  int num_buffers_ = 0;
 };
 
 }  // namespace ascend_emulator

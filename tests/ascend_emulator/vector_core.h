@@ -63,6 +63,10 @@ class VectorCore {
   Trace trace;
   GlobalAccesses global;
   VectorMask mask;
+  // 16-bit results: infinities become the largest numbers, NaN 0. As a launch finds the core.
+  bool saturates = true;
+  // The scalar unit's cache may have what global memory held before the launch.
+  bool data_cache_is_stale = true;
 };
 
 // The core that runs; set by Launch.

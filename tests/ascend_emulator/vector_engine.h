@@ -279,6 +279,21 @@ class VectorInstruction {
   bool chains_ = false;
 };
 
+// What a computation stores.
+template <typename T>
+T Stored(T value) {
+  if constexpr (kIsOneOf<T, half, bfloat16_t>) {
+    constexpr uint16_t kInfinity = std::is_same_v<T, half> ? 0x7C00 : 0x7F80;
+    constexpr uint16_t kSign = 0x8000;
+    const auto magnitude = static_cast<uint16_t>(value.bits & ~kSign);
+    if (!Core().saturates || magnitude < kInfinity) return value;
+    value.bits = magnitude > kInfinity
+                     ? uint16_t{0}
+                     : static_cast<uint16_t>((value.bits & kSign) | (kInfinity - 1));
+  }
+  return value;
+}
+
 // Within a repeat, operands of one type coincide or lie apart.
 template <typename D, typename S>
 void CheckOverlap(const char* name, const Lanes& lanes, const Operand<D>& dst,
@@ -305,7 +320,7 @@ void RunUnary(const char* name, const Lanes& lanes, const Operand<D>& dst, const
     D out[kMostLanes];
     instruction.Load(src, lanes, repeat, in);
     for (int i = 0; i < lanes.lanes(); ++i) {
-      if (lanes.Has(repeat, i)) out[i] = function(in[i]);
+      if (lanes.Has(repeat, i)) out[i] = Stored(function(in[i]));
     }
     instruction.Store(dst, lanes, repeat, out);
   }
@@ -332,7 +347,7 @@ void RunBinary(const char* name, const Lanes& lanes, const Operand<D>& dst, cons
     instruction.Load(src0, lanes, repeat, a);
     instruction.Load(src1, lanes, repeat, b);
     for (int i = 0; i < lanes.lanes(); ++i) {
-      if (lanes.Has(repeat, i)) out[i] = function(a[i], b[i]);
+      if (lanes.Has(repeat, i)) out[i] = Stored(function(a[i], b[i]));
     }
     instruction.Store(dst, lanes, repeat, out);
   }

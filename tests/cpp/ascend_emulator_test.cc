@@ -9,10 +9,12 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cost_model.h"
+#include "cost_table.h"
 #include "global_memory.h"
 #include "kernel_operator.h"
 #include "launch.h"
@@ -469,7 +471,7 @@ TEST_F(AscendEmulatorTest, CopiesWithStridesAndPadding) {
     for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<int16_t>(Random(1, 30000));
     ExpectNoErrors(ErrorsOf([&] {
       TPipe pipe;
-      TBuf<> buffer;
+      TBuf<TPosition::VECIN> buffer;
       pipe.InitBuffer(buffer, rows * padded * 2);
       const LocalTensor<int16_t> local = buffer.Get<int16_t>();
       GlobalTensor<int16_t> source;
@@ -505,7 +507,56 @@ TEST_F(AscendEmulatorTest, OffsetsBeyond32Bits) {
     DataCopy(buffer.Get<float>(), all[kElements - 64], 64);
     PipeBarrier<PIPE_ALL>();
     EXPECT_EQ(buffer.Get<float>().GetValue(0), 5.0f);
+    DataCacheCleanAndInvalid<float, CacheLine::ENTIRE_DATA_CACHE, DcciDst::CACHELINE_OUT>(all);
     EXPECT_EQ(all.GetValue(kElements - 64), 5.0f);
+  }));
+}
+
+TEST_F(AscendEmulatorTest, SixteenBitsSaturateUntilToldNotTo) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<half> values = {half(infinity), half(-infinity),
+                                    half(std::numeric_limits<float>::quiet_NaN()), half(3.0f)};
+  const auto maxima = [&](bool keeps_infinities) {
+    std::vector<half> result;
+    ExpectNoErrors(ErrorsOf([&] {
+      TPipe pipe;
+      if (keeps_infinities) AscendCUtils::SetOverflow(1);
+      const LocalTensor<half> x = Local(pipe, values);
+      const LocalTensor<half> y = Local(pipe, std::vector<half>(4));
+      Max(y, x, x, 4);
+      result = Values(y, 4);
+    }));
+    return result;
+  };
+  const std::vector<half> saturated = maxima(false);
+  ASSERT_EQ(saturated.size(), 4u);
+  EXPECT_EQ(static_cast<float>(saturated[0]), 65504.0f);
+  EXPECT_EQ(static_cast<float>(saturated[1]), -65504.0f);
+  EXPECT_EQ(saturated[2].bits, 0);
+  EXPECT_EQ(static_cast<float>(saturated[3]), 3.0f);
+  const std::vector<half> kept = maxima(true);
+  ASSERT_EQ(kept.size(), 4u);
+  EXPECT_EQ(static_cast<float>(kept[0]), infinity);
+  EXPECT_EQ(static_cast<float>(kept[1]), -infinity);
+  EXPECT_TRUE(std::isnan(static_cast<float>(kept[2])));
+  EXPECT_EQ(static_cast<float>(kept[3]), 3.0f);
+}
+
+TEST_F(AscendEmulatorTest, SortsPutMinusZeroBehindZero) {
+  ExpectNoErrors(ErrorsOf([&] {
+    TPipe pipe;
+    std::vector<float> scores(32, -1.0f);
+    scores[3] = -0.0f;
+    scores[7] = 0.0f;
+    std::vector<uint32_t> places(32);
+    std::iota(places.begin(), places.end(), 0);
+    const LocalTensor<float> x = Local(pipe, scores);
+    const LocalTensor<uint32_t> index = Local(pipe, places);
+    const LocalTensor<float> sorted = Local(pipe, std::vector<float>(64));
+    Sort32(sorted, x, index, 1);
+    const std::vector<uint32_t> pairs = Values(sorted.ReinterpretCast<uint32_t>(), 4);
+    EXPECT_EQ(pairs[1], 7u);
+    EXPECT_EQ(pairs[3], 3u);
   }));
 }
 
@@ -575,6 +626,7 @@ TEST_F(AscendEmulatorTest, TwoBuffersHideTheCopy) {
   CostParameters parameters;
   parameters.most_bytes_per_second_per_core = 20e9;
   parameters.copy_latency_seconds = 0;
+  parameters.cycles_per_vector_instruction = 0;
   // As long as a copy takes.
   parameters.cycles_per_repeat = 256 / 20e9 * parameters.clock_hz;
   const double copies = kTiles * 4096 * 4 / 20e9;
@@ -585,11 +637,48 @@ TEST_F(AscendEmulatorTest, TwoBuffersHideTheCopy) {
   const CoreTime time = PredictCore(two.traces[0], parameters, 1);
   EXPECT_NEAR(time.copy_in_seconds / copies, 1, 1e-6);
   EXPECT_NEAR(time.vector_seconds / copies, 1, 1e-6);
-  EXPECT_LT(PredictSeconds(two, parameters), 1.1 * copies);
-  EXPECT_GT(PredictSeconds(one, parameters), 1.9 * copies);
+  EXPECT_LT(PredictLaunch(two, parameters).total_seconds, 1.1 * copies);
+  EXPECT_GT(PredictLaunch(one, parameters).total_seconds, 1.9 * copies);
   // Two cores share the bandwidth.
   parameters.bytes_per_second = 20e9;
   EXPECT_NEAR(PredictCore(two.traces[0], parameters, 2).copy_in_seconds / copies, 2, 1e-6);
+}
+
+TEST_F(AscendEmulatorTest, CostsAreThoseOfAllCoresAndLaunches) {
+  constexpr int kCores = 3;
+  constexpr uint32_t kTiles = 5;
+  constexpr double kBytes = kCores * kTiles * 4096.0 * 4;
+  GlobalMemory<float> from(size_t{kCores} * kTiles * 4096);
+  GlobalMemory<float> to(from.size());
+  const Report report = Launch(kCores, Double, from.data(), to.data(), kTiles, uint8_t{2});
+  const Report empty = Launch(kCores, [] {});
+  const CostParameters parameters;
+  const Cost cost =
+      CostOf({"twice", kCores * kTiles, kBytes / 2, kBytes, 1e9}, {report, empty}, parameters);
+  EXPECT_EQ(cost.bytes_read, kBytes);
+  EXPECT_EQ(cost.bytes_written, kBytes);
+  EXPECT_NEAR(cost.bytes_ratio(), 4.0 / 3, 1e-9);
+  EXPECT_EQ(cost.repeats_per_row(), 64);
+  EXPECT_EQ(cost.flags, 4 * kCores * kTiles);  // a buffer filled and given back, in and out
+  EXPECT_EQ(cost.barriers, 0);
+  EXPECT_EQ(cost.buffer_bytes, 4 * 4096 * 4);
+  EXPECT_EQ(cost.copies_in_flight, 2);
+  EXPECT_EQ(cost.cores_busy, kCores);
+  EXPECT_EQ(cost.num_cores, kCores);
+  const CoreTime time = PredictCore(report.traces[0], parameters, kCores);
+  EXPECT_EQ(cost.seconds, time.total_seconds);
+  EXPECT_EQ(cost.copy_seconds, time.copy_in_seconds);
+  EXPECT_EQ(cost.vector_seconds, time.vector_seconds);
+  EXPECT_GT(cost.overlap_ratio(), 1.0);
+  EXPECT_EQ(CostOf(cost.shape, {report, report}, parameters).seconds, 2 * cost.seconds);
+
+  std::ostringstream text;
+  PrintCosts(text, {cost});
+  EXPECT_NE(text.str().find("| twice | 0.23 (2.000) | 0.23 (1.000) | 64.00 | 60 | 0 | 64.0 | 2 "
+                            "| 3 of 3 |"),
+            std::string::npos)
+      << text.str();
+  EXPECT_NE(text.str().find("| 0.001 |\n"), std::string::npos) << text.str();
 }
 
 // Kernels that are wrong on purpose.
@@ -604,8 +693,8 @@ struct Fixture {
   }
 
   TPipe pipe;
-  TBuf<> first;
-  TBuf<> second;
+  TBuf<TPosition::VECIN> first;
+  TBuf<TPosition::VECIN> second;
   GlobalTensor<float> global;
   LocalTensor<float> x;
   LocalTensor<float> y;
@@ -764,6 +853,35 @@ TEST_F(RejectionTest, Queues) {
 }
 
 TEST_F(RejectionTest, BoundsAndAlignment) {
+  Reject("InitBuffer: more than 64 buffers", [](Fixture& f) {
+    for (int i = 0; i < 63; ++i) {
+      TBuf<> small;
+      f.pipe.InitBuffer(small, 32);
+    }
+  });
+  Reject("DataCopyPad: a tensor of VECCALC, it must be of VECIN or VECOUT", [](Fixture& f) {
+    TBuf<> buffer;
+    f.pipe.InitBuffer(buffer, 32);
+    DataCopyPad(buffer.Get<float>(), f.global, DataCopyExtParams(1, 20, 0, 0, 0),
+                DataCopyPadExtParams<float>(false, 0, 0, 0));
+  });
+  Reject("DataCopyPad: a tensor of VECCALC, it must be of VECIN or VECOUT", [](Fixture& f) {
+    TBuf<> buffer;
+    f.pipe.InitBuffer(buffer, 32);
+    DataCopyPad(f.global, buffer.Get<float>(), DataCopyExtParams(1, 20, 0, 0, 0));
+  });
+  Reject("Sort32: dst is not aligned to 256 bytes, its address is 32",
+         [](Fixture& f) { Sort32(f.x[8], f.y, f.y.ReinterpretCast<uint32_t>(), 1); });
+  Reject("Sort32: src0 is not aligned to 128 bytes",
+         [](Fixture& f) { Sort32(f.x, f.y[8], f.y.ReinterpretCast<uint32_t>(), 1); });
+  Reject("Sort32: src1 is not aligned to 128 bytes",
+         [](Fixture& f) { Sort32(f.x, f.y, f.y[8].ReinterpretCast<uint32_t>(), 1); });
+  Reject("MrgSort: dst and src overlap", [](Fixture& f) {
+    Duplicate(f.x, 1.0f, 256);
+    PipeBarrier<PIPE_V>();
+    const uint16_t lengths[4] = {8, 8, 0, 0};
+    MrgSort(f.x, MrgSortSrcList<float>(f.x, f.x[16], f.x, f.x), MrgSort4Info(lengths, false, 3, 1));
+  });
   Reject("the unified buffer is full: 2048 of 196608 bytes are taken", [](Fixture& f) {
     TBuf<> large;
     f.pipe.InitBuffer(large, 192 * 1024 - 1024);
@@ -790,6 +908,11 @@ TEST_F(RejectionTest, BoundsAndAlignment) {
     PipeBarrier<PIPE_V>();
     Adds(f.y[1], f.x, 1.0f, 8);
   });
+}
+
+TEST_F(RejectionTest, StaleDataCache) {
+  Reject("GlobalTensor::GetValue: the data cache may have what the memory held before the launch",
+         [](Fixture& f) { f.global.GetValue(0); });
 }
 
 TEST_F(RejectionTest, MasksAndRepeats) {
@@ -844,9 +967,9 @@ TEST_F(RejectionTest, UndefinedBytes) {
 }
 
 TEST_F(RejectionTest, RacesOfCores) {
-  const auto writes = [&](uint64_t offset) {
+  const auto writes = [&](uint64_t offset, float value = 0.0f) {
     Fixture f(memory_.data());
-    Duplicate(f.x, 1.0f, 8);
+    Duplicate(f.x, value != 0.0f ? value : static_cast<float>(GetBlockIdx() + 1), 8);
     PipeBarrier<PIPE_ALL>();
     DataCopyPad(f.global[offset], f.x, DataCopyExtParams(1, 8, 0, 0, 0));
   };
@@ -854,6 +977,11 @@ TEST_F(RejectionTest, RacesOfCores) {
   ExpectError(
       "writes global memory that core", [&] { writes(static_cast<uint64_t>(GetBlockIdx())); }, 2);
   ExpectNoErrors(ErrorsOf([&] { writes(2 * static_cast<uint64_t>(GetBlockIdx())); }, 8));
+  // The same bytes, whichever core comes first, and whatever the memory held.
+  for (int i = 0; i < 2; ++i) ExpectNoErrors(ErrorsOf([&] { writes(20, 5.0f); }, 3));
+  ExpectError(
+      "core 0 writes global memory that core 1 writes",
+      [&] { writes(20, GetBlockIdx() == 0 ? 5.0f : 6.0f); }, 2);
   ExpectError(
       "core 1 writes global memory that core 0 reads",
       [&] {

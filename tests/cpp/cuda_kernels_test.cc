@@ -15,7 +15,7 @@
 #include "cuda/backend.h"
 #include "cuda/clamped_ranges.h"
 #include "cuda/launch.h"
-#include "test_tensor.h"
+#include "kernel_calls.h"
 
 namespace select_attn::cuda {
 namespace {
@@ -27,123 +27,17 @@ constexpr int kRounds = 16;
 #else
 constexpr int kRounds = 60;
 #endif
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// Rows of head_dim elements, [blocks, rows, heads], in one of the layouts of paged caches.
-struct Pool {
-  Pool(DType dtype, int64_t num_blocks, int64_t num_rows, int64_t num_heads, int64_t head_dim,
-       bool heads_outside, int64_t gap, int64_t first)
-      : blocks(num_blocks),
-        rows(num_rows),
-        heads(num_heads),
-        dim(head_dim),
-        offset(first),
-        tensor(TypeOf(dtype), {first + num_blocks * num_rows * num_heads * (head_dim + gap)}) {
-    const int64_t row = head_dim + gap;
-    strides[0] = num_rows * num_heads * row;
-    strides[1] = heads_outside ? row : num_heads * row;
-    strides[2] = heads_outside ? num_rows * row : row;
-    values.resize(static_cast<size_t>(tensor.shape()[0]));
-  }
-
-  size_t Index(int64_t block, int64_t row, int64_t head, int64_t d) const {
-    return static_cast<size_t>(offset + block * strides[0] + row * strides[1] + head * strides[2] +
-                               d);
-  }
-  float& At(int64_t block, int64_t row, int64_t head, int64_t d) {
-    return values[Index(block, row, head, d)];
-  }
-  // Copies the values into memory.
-  void Store() {
-    for (size_t i = 0; i < values.size(); ++i) tensor.Set(static_cast<int64_t>(i), values[i]);
-  }
-  void* data(DType dtype) {
-    return tensor.data<char>() + offset * (dtype == DType::kFloat32 ? 4 : 2);
-  }
-
-  int64_t blocks, rows, heads, dim, offset;
-  int64_t strides[3];
-  TestTensor tensor;
-  std::vector<float> values;
-};
-
-class CudaKernelsTest : public testing::TestWithParam<DType> {
+class CudaKernelsTest : public testing::TestWithParam<DType>, protected RandomCalls {
  protected:
-  int64_t Random(int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random_);
-  }
-  bool Sometimes() { return Random(0, 9) == 0; }
-
-  // Non-zero, so that no sign of a zero is in doubt.
-  float SmallInteger() {
-    const auto value = static_cast<float>(Random(1, 9));
-    return Random(0, 1) == 0 ? value : -value;
-  }
-
-  // Unless hostile, entries are blocks of the pool, each at most once.
-  std::vector<int32_t> Table(int64_t count, int64_t pool, bool hostile) {
-    std::vector<int32_t> entries(static_cast<size_t>(std::max(count, pool)));
-    std::iota(entries.begin(), entries.end(), 0);
-    std::shuffle(entries.begin(), entries.begin() + pool, random_);
-    entries.resize(static_cast<size_t>(count));
-    if (hostile) {
-      for (int32_t& entry : entries) {
-        if (Sometimes()) entry = Random(0, 1) == 0 ? static_cast<int32_t>(pool) : HostileNumber();
-      }
-    }
-    return entries;
-  }
-  int32_t HostileNumber() {
-    const int32_t numbers[] = {-1, -7, INT32_MIN, INT32_MAX, 1 << 20};
-    return numbers[Random(0, 4)];
-  }
-
-  Pool MakePool(int64_t blocks, int64_t rows, int64_t heads, int64_t dim) {
-    const bool aligned = Random(0, 1) == 0;
-    return {GetParam(),
-            blocks,
-            rows,
-            heads,
-            dim,
-            Random(0, 1) == 1,
-            aligned ? 8 * Random(0, 2) : Random(1, 9),
-            aligned ? 0 : Random(0, 3)};
-  }
-
-  struct Batch {
-    bool hostile;
-    int64_t batch, heads, dim, block_size, rows;
-    int64_t kv_columns, metadata_columns;
-    int64_t kv_blocks, metadata_blocks;
-    std::vector<int32_t> seq_lens, known;
-    std::vector<int32_t> block_tables, metadata_tables;
-  };
-
   Batch MakeBatch(int round) {
     emulated_device = {Random(1, 5), static_cast<unsigned>(round)};
-    Batch c;
-    c.hostile = round % 2 == 1;
     // A walk looks at 256 requests at once: none, one or two rounds before the last.
-    c.batch = Sometimes() ? 256 * Random(1, 2) + Random(-3, 9) : Random(1, 4);
-    c.heads = Random(1, 3);
-    c.dim = 8 * (Sometimes() ? Random(17, 32) : Random(1, 16));
-    c.block_size = Random(0, 3) == 0 ? Random(20, 80) : Random(1, 9);
-    c.rows = Random(0, 1) == 0 ? c.block_size : Random(1, 7);
-    const int64_t most_blocks = c.batch > 4 ? 2 : Random(1, 2000 / c.dim);
-    for (int64_t b = 0; b < c.batch; ++b) {
-      c.seq_lens.push_back(static_cast<int32_t>(Random(0, most_blocks * c.block_size)));
-      c.known.push_back(static_cast<int32_t>(Random(0, c.seq_lens.back())));
-      if (c.hostile && Sometimes()) c.seq_lens.back() = HostileNumber();
-      if (c.hostile && Sometimes()) c.known.back() = HostileNumber();
-    }
-    c.kv_columns = most_blocks + Random(0, 2);
-    c.metadata_columns = (most_blocks - 1) / c.rows + 1 + (c.hostile ? -Random(0, 1) : 0);
-    c.kv_blocks = c.batch * c.kv_columns;
-    c.metadata_blocks = c.batch * std::max<int64_t>(c.metadata_columns, 1);
-    c.block_tables = Table(c.batch * c.kv_columns, c.kv_blocks, c.hostile);
-    c.metadata_tables = Table(c.batch * c.metadata_columns, c.metadata_blocks, c.hostile);
-    return c;
+    const int64_t many_requests = 256 * Random(1, 2) + Random(-3, 9);
+    return RandomCalls::MakeBatch({8, 80, many_requests}, round % 2 == 1);
+  }
+  Pool MakePool(int64_t blocks, int64_t rows, int64_t heads, int64_t dim) {
+    return RandomCalls::MakePool(GetParam(), 8, blocks, rows, heads, dim);
   }
 
   // One workspace for all calls of a test, whatever their shapes: what one leaves behind meets the
@@ -159,18 +53,6 @@ class CudaKernelsTest : public testing::TestWithParam<DType> {
                        [](uint32_t word) { return word == 0; });
   }
 
-  // In the words of the contract, for a device, which clamps.
-  static int64_t SeqLen(const Batch& c, int64_t b) {
-    return std::max<int64_t>(c.seq_lens[static_cast<size_t>(b)], 0);
-  }
-  static int64_t Known(const Batch& c, int64_t b) {
-    return std::clamp<int64_t>(c.known[static_cast<size_t>(b)], 0, SeqLen(c, b));
-  }
-  static int64_t Blocks(const Batch& c, int64_t tokens) {
-    return (tokens + c.block_size - 1) / c.block_size;
-  }
-
-  std::mt19937 random_{11};
   std::vector<uint32_t> workspace_;
 };
 
@@ -186,75 +68,11 @@ TEST_P(CudaKernelsTest, QuestPrefillMetadata) {
     for (Pool* pool : {&keys, &max, &min}) pool->Store();
     const bool update = round % 3 != 0;
 
-    QuestPrefillMetadataParams p = {};
-    p.batch = c.batch;
-    p.num_kv_heads = c.heads;
-    p.head_dim = c.dim;
-    p.block_size = c.block_size;
-    p.rows_per_metadata_block = c.rows;
-    p.num_kv_blocks = c.kv_blocks;
-    p.num_metadata_blocks = c.metadata_blocks;
-    p.max_kv_blocks_per_request = c.kv_columns;
-    p.max_metadata_blocks_per_request = c.metadata_columns;
-    p.dtype = GetParam();
-    p.k_cache = keys.data(p.dtype);
-    std::copy_n(keys.strides, 3, p.k_cache_strides);
-    p.block_tables = c.block_tables.data();
-    p.block_tables_stride = c.kv_columns;
-    p.seq_lens = c.seq_lens.data();
-    p.metadata_seq_lens = update ? c.known.data() : nullptr;
-    p.metadata_block_tables = c.metadata_tables.data();
-    p.metadata_block_tables_stride = c.metadata_columns;
-    p.maxblocks = max.data(p.dtype);
-    std::copy_n(max.strides, 3, p.maxblocks_strides);
-    p.minblocks = min.data(p.dtype);
-    std::copy_n(min.strides, 3, p.minblocks_strides);
+    const QuestPrefillMetadataParams p = MetadataParams(c, GetParam(), update, keys, max, min);
     ASSERT_STREQ(QuestPrefillMetadata().run(p, kDevice, nullptr), nullptr);
-
-    for (int64_t b = 0; b < c.batch; ++b) {
-      const int64_t begin = update ? Known(c, b) / c.block_size : 0;
-      const int64_t end =
-          std::min({Blocks(c, SeqLen(c, b)), c.kv_columns, c.metadata_columns * c.rows});
-      for (int64_t j = begin; begin < end && (j < end || j % c.rows != 0); ++j) {
-        // Behind the last block only rows of a metadata block whose row 0 was written.
-        if (j >= end && j - j % c.rows < begin) continue;
-        const int64_t row_block =
-            c.metadata_tables[static_cast<size_t>(b * c.metadata_columns + j / c.rows)];
-        if (row_block < 0 || row_block >= c.metadata_blocks) continue;
-        for (int64_t n = 0; n < c.heads; ++n) {
-          for (int64_t d = 0; d < c.dim; ++d) {
-            float highest = 0.0f;
-            float lowest = 0.0f;
-            const int64_t kv_block =
-                j < end ? c.block_tables[static_cast<size_t>(b * c.kv_columns + j)] : -1;
-            if (kv_block >= 0 && kv_block < c.kv_blocks) {
-              highest = -kInfinity;
-              lowest = kInfinity;
-              const int64_t tokens = std::min(SeqLen(c, b) - j * c.block_size, c.block_size);
-              for (int64_t t = 0; t < tokens; ++t) {
-                const float key = keys.At(kv_block, t, n, d);
-                if (std::isnan(key) || std::isnan(highest)) {
-                  highest = lowest = kNaN;
-                } else {
-                  highest = std::max(highest, key);
-                  lowest = std::min(lowest, key);
-                }
-              }
-            }
-            max.At(row_block, j % c.rows, n, d) = highest;
-            min.At(row_block, j % c.rows, n, d) = lowest;
-          }
-        }
-      }
-    }
-    for (Pool* pool : {&max, &min}) {
-      for (size_t i = 0; i < pool->values.size(); ++i) {
-        const float got = pool->tensor.Get(static_cast<int64_t>(i));
-        const float expected = pool->values[i];
-        ASSERT_TRUE(got == expected || (std::isnan(got) && std::isnan(expected)))
-            << "round " << round << ", element " << i << ": " << got << " for " << expected;
-      }
-    }
+    ExpectMetadata(c, update, keys, max, min);
+    ASSERT_NO_FATAL_FAILURE(ExpectStored(max, "max, round " + std::to_string(round)));
+    ASSERT_NO_FATAL_FAILURE(ExpectStored(min, "min, round " + std::to_string(round)));
   }
 }
 
@@ -280,90 +98,13 @@ TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
     }
     for (Pool* pool : {&query, &max, &min}) pool->Store();
 
-    QuestBlockSelectPagedParams p = {};
-    p.batch = c.batch;
-    p.num_heads = c.heads * group;
-    p.num_kv_heads = c.heads;
-    p.head_dim = c.dim;
-    p.block_size = c.block_size;
-    p.rows_per_metadata_block = c.rows;
-    p.num_metadata_blocks = c.metadata_blocks;
-    p.max_metadata_blocks_per_request = c.metadata_columns;
-    p.k = k;
-    p.tokens_since_metadata_update = round % 3 == 0 ? -1 : Random(0, 2 * c.block_size);
-    p.dtype = GetParam();
-    p.query = query.data(p.dtype);
-    p.query_strides[0] = query.strides[0];
-    p.query_strides[1] = query.strides[2];
-    p.maxblocks = max.data(p.dtype);
-    std::copy_n(max.strides, 3, p.maxblocks_strides);
-    p.minblocks = min.data(p.dtype);
-    std::copy_n(min.strides, 3, p.minblocks_strides);
-    p.metadata_block_tables = c.metadata_tables.data();
-    p.metadata_block_tables_stride = c.metadata_columns;
-    p.seq_lens = c.seq_lens.data();
-    if (round % 3 == 1) {
-      p.tokens_since_metadata_update = -1;
-      p.metadata_seq_lens = c.known.data();
-    }
-    std::vector<int32_t> out(static_cast<size_t>(c.batch * c.heads * k), -77);
-    p.selected_indices = out.data();
-    p.selected_indices_strides[0] = c.heads * k;
-    p.selected_indices_strides[1] = k;
+    std::vector<int32_t> out;
+    QuestBlockSelectPagedParams p = SelectParams(c, GetParam(), group, k, query, max, min, out);
+    if (round % 3 == 1) p.metadata_seq_lens = c.known.data();
+    if (round % 3 == 2) p.tokens_since_metadata_update = Random(0, 2 * c.block_size);
     SetWorkspace(p);
-
-    std::vector<int32_t> expected;
-    for (int64_t b = 0; b < c.batch; ++b) {
-      const int64_t num_blocks = Blocks(c, SeqLen(c, b));
-      int64_t window = num_blocks;
-      const bool forces = p.metadata_seq_lens != nullptr || p.tokens_since_metadata_update >= 0;
-      if (p.metadata_seq_lens != nullptr) {
-        window = std::min(Known(c, b) / c.block_size, num_blocks);
-      } else if (forces) {
-        window = std::min(
-            std::max<int64_t>(SeqLen(c, b) - p.tokens_since_metadata_update, 0) / c.block_size,
-            num_blocks);
-      }
-      for (int64_t n = 0; n < c.heads; ++n) {
-        std::vector<std::tuple<int, float, int64_t>> ranked;  // class, score, minus the number
-        // Hostile lengths make windows of 2^31 blocks, of which k are the most that count.
-        for (int64_t j = std::max(window, num_blocks - k); j < num_blocks; ++j) {
-          ranked.emplace_back(3, 0.0f, j);
-        }
-        for (int64_t j = 0; j < window; ++j) {
-          if (forces && j == 0) {
-            ranked.emplace_back(2, 0.0f, 0);
-            continue;
-          }
-          if (j >= c.metadata_columns * c.rows) break;
-          const int64_t row_block =
-              c.metadata_tables[static_cast<size_t>(b * c.metadata_columns + j / c.rows)];
-          if (row_block < 0 || row_block >= c.metadata_blocks) continue;
-          float score = 0.0f;
-          for (int64_t d = 0; d < c.dim; ++d) {
-            float q = 0.0f;
-            for (int64_t h = 0; h < group; ++h) q += query.At(b, 0, n * group + h, d);
-            q /= static_cast<float>(group);
-            const float by_max = q * max.At(row_block, j % c.rows, n, d);
-            const float by_min = q * min.At(row_block, j % c.rows, n, d);
-            score += std::isnan(by_max) || std::isnan(by_min) ? kNaN : std::max(by_max, by_min);
-          }
-          const bool is_nan = std::isnan(score);
-          ranked.emplace_back(is_nan ? 1 : 0, is_nan ? 0.0f : score, -j);
-        }
-        std::sort(ranked.rbegin(), ranked.rend());
-        for (int64_t i = 0; i < k; ++i) {
-          if (i >= static_cast<int64_t>(ranked.size())) {
-            expected.push_back(-1);
-          } else {
-            expected.push_back(
-                static_cast<int32_t>(std::abs(std::get<2>(ranked[static_cast<size_t>(i)]))));
-          }
-        }
-      }
-    }
     ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
-    ASSERT_EQ(out, expected) << "round " << round;
+    ASSERT_EQ(out, ExpectedSelection(c, p, query, max, min)) << "round " << round;
     ASSERT_TRUE(WorkspaceIsReady()) << "round " << round;
   }
 }
@@ -405,9 +146,9 @@ TEST_P(CudaKernelsTest, SelectsFromLongRows) {
     p.k = k;
     p.tokens_since_metadata_update = -1;
     p.dtype = GetParam();
-    p.query = query.data(p.dtype);
+    p.query = query.data();
     std::copy_n(query.strides, 2, p.query_strides);
-    p.maxblocks = p.minblocks = rows.data(p.dtype);
+    p.maxblocks = p.minblocks = rows.data();
     std::copy_n(rows.strides, 3, p.maxblocks_strides);
     std::copy_n(rows.strides, 3, p.minblocks_strides);
     p.metadata_block_tables = &table;
@@ -447,10 +188,10 @@ TEST_P(CudaKernelsTest, SelectsWhatOtherThreadBlocksScored) {
     p.rows_per_metadata_block = p.k = kCount;
     p.tokens_since_metadata_update = -1;
     p.dtype = GetParam();
-    p.query = query.data(p.dtype);
+    p.query = query.data();
     p.query_strides[0] = query.strides[0];
     p.query_strides[1] = query.strides[2];
-    p.maxblocks = p.minblocks = rows.data(p.dtype);
+    p.maxblocks = p.minblocks = rows.data();
     std::copy_n(rows.strides, 3, p.maxblocks_strides);
     std::copy_n(rows.strides, 3, p.minblocks_strides);
     p.metadata_block_tables = tables.data();
@@ -493,9 +234,9 @@ TEST_P(CudaKernelsTest, ListsNoBlockWithoutAScore) {
       p.k = k;
       p.tokens_since_metadata_update = -1;
       p.dtype = GetParam();
-      p.query = query.data(p.dtype);
+      p.query = query.data();
       std::copy_n(query.strides, 2, p.query_strides);
-      p.maxblocks = p.minblocks = rows.data(p.dtype);
+      p.maxblocks = p.minblocks = rows.data();
       std::copy_n(rows.strides, 3, p.maxblocks_strides);
       std::copy_n(rows.strides, 3, p.minblocks_strides);
       p.metadata_block_tables = tables;
@@ -531,68 +272,15 @@ TEST(CudaLimitsTest, EveryOperatorAsksWhetherTheDeviceWillDo) {
 
 INSTANTIATE_TEST_SUITE_P(DTypes, CudaKernelsTest,
                          testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32),
-                         [](const auto& info) {
-                           return info.param == DType::kFloat16    ? "Float16"
-                                  : info.param == DType::kBFloat16 ? "BFloat16"
-                                                                   : "Float32";
-                         });
+                         [](const auto& info) { return DTypeName(info.param); });
 
 TEST(CudaSelectedBlockTablesTest, LeavesOutWhatDoesNotExist) {
-  std::mt19937 random(3);
-  const auto number = [&](int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random);
-  };
-  for (int round = 0; round < kRounds; ++round) {
-    emulated_device = {number(1, 5), static_cast<unsigned>(round)};
-    const int64_t batch = number(1, 5), heads = number(1, 3), k = round == 7 ? 2048 : number(1, 70);
-    const int64_t block_size = number(1, 9), columns = number(1, 60);
-    std::vector<int32_t> selected, tables, seq_lens;
-    for (int64_t i = 0; i < batch * heads * k; ++i) {
-      selected.push_back(static_cast<int32_t>(number(-2, columns + 2)));
-    }
-    for (int64_t i = 0; i < batch * columns; ++i) {
-      tables.push_back(static_cast<int32_t>(number(0, 4) == 0 ? number(-3, -1) : number(0, 900)));
-    }
-    for (int64_t b = 0; b < batch; ++b) {
-      seq_lens.push_back(static_cast<int32_t>(number(-3, columns * block_size + 5)));
-    }
-    std::vector<int32_t> out(selected.size(), -77);
-    std::vector<int32_t> lens(static_cast<size_t>(batch * heads), -77);
-    SelectedBlockTablesParams p = {};
-    p.batch = batch;
-    p.num_kv_heads = heads;
-    p.k = k;
-    p.block_size = block_size;
-    p.max_kv_blocks_per_request = columns;
-    p.selected_indices = selected.data();
-    p.selected_indices_strides[0] = p.tables_strides[0] = heads * k;
-    p.selected_indices_strides[1] = p.tables_strides[1] = k;
-    p.block_tables = tables.data();
-    p.block_tables_stride = columns;
-    p.seq_lens = seq_lens.data();
-    p.tables = out.data();
-    p.lens = lens.data();
-    p.lens_stride = heads;
-    ASSERT_STREQ(SelectedBlockTables().run(p, kDevice, nullptr), nullptr);
-    for (int64_t row = 0; row < batch * heads; ++row) {
-      const int64_t b = row / heads;
-      const int64_t seq_len = std::max<int64_t>(seq_lens[static_cast<size_t>(b)], 0);
-      const int64_t end = std::min((seq_len + block_size - 1) / block_size, columns);
-      std::vector<int32_t> blocks;
-      int64_t tokens = 0;
-      for (int64_t i = 0; i < k; ++i) {
-        const int64_t j = selected[static_cast<size_t>(row * k + i)];
-        if (j < 0 || j >= end || tables[static_cast<size_t>(b * columns + j)] < 0) continue;
-        blocks.push_back(static_cast<int32_t>(j));
-        tokens += std::min(seq_len - j * block_size, block_size);
-      }
-      std::sort(blocks.begin(), blocks.end());
-      for (int32_t& block : blocks) block = tables[static_cast<size_t>(b * columns + block)];
-      blocks.resize(static_cast<size_t>(k), -1);
-      ASSERT_EQ(std::vector<int32_t>(out.begin() + row * k, out.begin() + (row + 1) * k), blocks);
-      ASSERT_EQ(lens[static_cast<size_t>(row)], tokens);
-    }
-  }
+  unsigned seed = 0;
+  CheckSelectedBlockTables(kRounds, 2048, [&](const SelectedBlockTablesParams& p) {
+    ++seed;
+    emulated_device = {1 + seed % 5, seed};
+    return SelectedBlockTables().run(p, kDevice, nullptr);
+  });
 }
 
 }  // namespace
