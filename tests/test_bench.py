@@ -32,7 +32,7 @@ from select_attn_ops.bench import (
     spans,
     suites,
 )
-from select_attn_ops.bench.cases import PREFILL, SELECT, TABLES, Shape, Spec
+from select_attn_ops.bench.cases import ATTEND, PREFILL, SELECT, TABLES, Shape, Spec
 from select_attn_ops.bench.measuring import (
     QUICK,
     Clock,
@@ -241,7 +241,7 @@ def test_suites_have_what_the_speed_is_judged_by() -> None:
     lines = {spec.label for spec in SUITES["speed"]()} | {
         name.split(":")[0] for name in comparisons.COMPARISONS
     }
-    assert lines == {f"line {number}" for number in range(1, 11)}
+    assert lines == {f"line {number}" for number in range(1, 13)}
     first = [spec for spec in SUITES["speed"]() if spec.label in ("line 1", "line 2")]
     assert {(s.shape.operator, s.dtype, s.threads) for s in first} == {
         (operator, dtype, threads)
@@ -259,6 +259,7 @@ SPECS = [
     *quick([spec for suite in SUITES.values() for spec in suite()]),
     Spec(Shape(SELECT, (4096, 8192), num_heads=4, num_kv_heads=2, rows=32, k=40)),
     Spec(Shape(TABLES, (16384,) * 3, num_kv_heads=2, k=16)),
+    Spec(Shape(ATTEND, (1024,) * 3, num_heads=6, num_kv_heads=2, block_size=64, rows=1, k=3)),
 ]
 
 
@@ -281,6 +282,7 @@ def test_cases_agree_with_their_reference(spec: Spec) -> None:
         (SELECT, "does not exist"),
         (PREFILL, "maxblocks are not what the reference writes"),
         (TABLES, "tables are not the reference's"),
+        (ATTEND, "out is not the reference's"),
     ],
 )
 def test_a_wrong_result_is_not_measured(
@@ -493,7 +495,7 @@ def test_comparisons() -> None:
     measurer = runner.Runner(CPU, QUICK)
     findings = [each for compare in comparisons.COMPARISONS.values() for each in compare(measurer)]
     by_label = {finding.label for finding in findings}
-    assert by_label == {"line 6", "line 7", "line 8", "line 9"}
+    assert by_label == {"line 6", "line 7", "line 8", "line 9", "line 12"}
     for finding in findings:
         assert finding.value is None or finding.value > 0, finding
         assert (finding.value is None) == bool(finding.note), finding
@@ -788,7 +790,8 @@ def test_on_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operator", "place", "width"), [(SELECT, 3, 13), (PREFILL, 1, 100), (TABLES, 1, 100)]
+    ("operator", "place", "width"),
+    [(SELECT, 3, 13), (PREFILL, 1, 100), (TABLES, 1, 100), (ATTEND, 3, 100)],
 )
 def test_wide_tables(
     operator: str, place: int, width: int, monkeypatch: pytest.MonkeyPatch

@@ -13,14 +13,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import select_attn_ops
-from select_attn_ops import quest_block_select_paged, quest_prefill_metadata
+from select_attn_ops import (
+    paged_select_attention,
+    quest_block_select_paged,
+    quest_prefill_metadata,
+)
 
 NUM_KV_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM = 64, 16, 4, 64
 CHILD_SECONDS = 60
 
 
 def make_step(seed: int, batch: int = 4, repeat: int = 1) -> Callable[[], np.ndarray]:
-    """Return a call of both operators on data of its own; the same bytes whenever it is called."""
+    """Return a call of the operators on data of its own; the same bytes whenever it is called."""
     rng = np.random.default_rng(seed)
     keys = rng.standard_normal((NUM_KV_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM), np.float32)
     tables = rng.integers(0, NUM_KV_BLOCKS, (batch, NUM_KV_BLOCKS * repeat)).astype(np.int32)
@@ -36,9 +40,11 @@ def make_step(seed: int, batch: int = 4, repeat: int = 1) -> Callable[[], np.nda
         every_block = np.arange(NUM_KV_BLOCKS, dtype=np.int32)[None]
         everything = np.array([NUM_KV_BLOCKS * BLOCK_SIZE], np.int32)
         quest_prefill_metadata(keys, every_block, everything, every_block, maxblocks, minblocks)
-        return quest_block_select_paged(
+        selected = quest_block_select_paged(
             query, maxblocks, minblocks, tables, lens, k=24, block_size=BLOCK_SIZE
         )
+        attended = paged_select_attention(query, keys, keys, tables, lens, selected)
+        return np.concatenate([selected.ravel(), attended.ravel().view(np.int32)])
 
     return step
 

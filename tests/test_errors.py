@@ -18,6 +18,9 @@ import torch
 from dlpack_tensors import CUDA, CUDA_HOST, EXT_DEV, METAL, ForeignTensor, RawTensor
 from memory import snapshot
 from select_attn_ops import (
+    merge_attention_states,
+    paged_select_attention,
+    paged_select_attention_workspace_size,
     quest_block_select_paged,
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
@@ -81,6 +84,26 @@ def tables_arguments() -> Arguments:
     }
 
 
+def attention_arguments() -> Arguments:
+    """Return requests of 3 and 2 blocks of 4 tokens; 3 query heads per KV head."""
+    return {
+        "query": floats(2, 6, 8),
+        "k_cache": floats(6, 4, 2, 8),
+        "v_cache": floats(6, 4, 2, 8),
+        "block_tables": int32([[2, 0, 5], [3, 1, GARBAGE]]),
+        "seq_lens": int32([9, 8]),
+        "selected_indices": int32([[[2, 0, -1], [1, -1, 0]], [[1, 0, -1], [-1, -1, -1]]]),
+    }
+
+
+def attention_outputs() -> Arguments:
+    return {
+        "out": poison(2, 6, 8, dtype=torch.float16),
+        "lse": poison(2, 6, dtype=torch.float32),
+        "workspace": torch.zeros(64, dtype=torch.uint8),
+    }
+
+
 @dataclass(frozen=True)
 class Entry:
     """A public function and how to call it; every tensor among the arguments is by name."""
@@ -116,11 +139,24 @@ ENTRIES = {
         lambda: {**select_arguments(), "out": poison(2, 2, 3)},
     ),
     "tables": Entry(selected_block_tables, tables_arguments),
+    "attention": Entry(
+        paged_select_attention, lambda: {**attention_arguments(), **attention_outputs()}
+    ),
+    "attention_new": Entry(paged_select_attention, attention_arguments),
+    "attention_size": Entry(
+        paged_select_attention_workspace_size,
+        lambda: {**attention_arguments(), "out": attention_outputs()["out"]},
+    ),
 }
 SELECT = ("k", "out", "known", "in_out", "in_out_w", "workspace_size")
 WITH_OUT = ("out", "known", "in_out", "in_out_w", "workspace_size")
 # Those that look at lengths and tables.
 RUNNING = ("k", "out", "known", "in_out", "in_out_w")
+ATTENTION = ("attention", "attention_new", "attention_size")
+# Those that make their result.
+NEW = ("k", "attention_new")
+# Those that only say how much they need.
+SIZES = ("workspace_size", "attention_size")
 
 
 def output_of(entry: str) -> str:
@@ -246,7 +282,7 @@ def test_unchanged_call_is_right(entry: str) -> None:
     """What the other tests change is a call without errors."""
     arguments = ENTRIES[entry].arguments()
     ENTRIES[entry].function(**arguments)
-    if entry not in ("k", "workspace_size"):
+    if entry not in (*NEW, *SIZES):
         output = "maxblocks" if entry == "prefill" else output_of(entry)
         assert (arguments[output] != POISON).any()
 
@@ -281,16 +317,42 @@ DIMS = {
         "out": "[B, N, k]",
         "lens_out": "[B, N]",
     },
+    "attention": {
+        "query": "[B, H, D]",
+        "k_cache": "[num_kv_blocks, block_size, N, D]",
+        "v_cache": "[num_kv_blocks, block_size, N, D]",
+        "block_tables": "[B, MKBPR]",
+        "seq_lens": "[B]",
+        "selected_indices": "[B, N, k]",
+        "out": "[B, H, D]",
+        "lse": "[B, H]",
+        "workspace": "[bytes]",
+    },
 }
-FIRST = {"prefill": "k_cache", "select": "query", "tables": "selected_indices"}
+FIRST = {
+    "prefill": "k_cache",
+    "select": "query",
+    "tables": "selected_indices",
+    "attention": "query",
+}
 WRITTEN = {
     "prefill": ("maxblocks", "minblocks"),
     "select": ("out", "selected_indices", "workspace"),
     "tables": ("out", "lens_out"),
+    "attention": ("out", "lse", "workspace"),
+}
+# Of the type of the first argument.
+LIKE_FIRST = {
+    "prefill": ("k_cache", "maxblocks", "minblocks"),
+    "select": ("query", "maxblocks", "minblocks"),
+    "tables": (),
+    "attention": ("query", "k_cache", "v_cache", "out"),
 }
 
 
 def operator_of(entry: str) -> str:
+    if entry in ATTENTION:
+        return "attention"
     return "select" if entry in SELECT else entry
 
 
@@ -322,9 +384,9 @@ def test_not_a_tensor(entry: str, argument: str, wrong: Any) -> None:
 
 @everywhere
 def test_none(entry: str, argument: str) -> None:
-    if argument in ("metadata_seq_lens", "workspace", "lens_out"):
+    if argument in ("metadata_seq_lens", "workspace", "lens_out", "lse"):
         pytest.skip("None leaves it out")
-    if argument == "out" and entry == "tables":
+    if argument == "out" and entry in ("tables", "attention"):
         pytest.skip("None leaves it out")
     line = ({argument: value(None)}, TypeError, f"{argument} must be a tensor, got NoneType")
     if argument == "out" and entry in ("out", "known"):
@@ -365,7 +427,9 @@ def expected_dtype(entry: str, argument: str) -> str:
     operator = operator_of(entry)
     if argument == "workspace":
         return "uint8"
-    if argument in ("k_cache", "query", "maxblocks", "minblocks"):
+    if argument == "lse":
+        return "float32"
+    if argument in LIKE_FIRST[operator]:
         first = argument == FIRST[operator]
         return "float16, bfloat16 or float32" if first else f"float16 like {FIRST[operator]}"
     return "int32"
@@ -379,7 +443,7 @@ def test_dtype(entry: str, argument: str, dtype: torch.dtype) -> None:
         # Right for this argument, so that those that must be like it are wrong.
         if argument != FIRST[operator_of(entry)] or dtype == torch.float16:
             pytest.skip("the right type")
-        second = "maxblocks"
+        second = LIKE_FIRST[operator_of(entry)][1]
         message = f"{second} must be {got} like {argument}, got float16"
     elif got == expected.split()[0]:
         pytest.skip("the right type")
@@ -412,7 +476,8 @@ def test_sparse(entry: str, argument: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "argument"), [("prefill", "k_cache"), ("out", "query"), ("tables", "seq_lens")]
+    ("entry", "argument"),
+    [("prefill", "k_cache"), ("out", "query"), ("tables", "seq_lens"), ("attention", "v_cache")],
 )
 def test_quantized(entry: str, argument: str) -> None:
     arguments = ENTRIES[entry].arguments()
@@ -432,7 +497,7 @@ def test_device_mix(entry: str, argument: str, device: str) -> None:
     number = {"cuda:0": (CUDA, 0), "npu:1": (EXT_DEV, 1)}.get(device, (METAL, 0))
     first, *others = DIMS[operator_of(entry)]
     if argument == first:
-        if entry == "k":
+        if entry in NEW:
             pytest.skip("no result like a tensor of no framework can be made")
         message = f"{others[0]} must be on {device} like {first}, got cpu"
     else:
@@ -458,6 +523,10 @@ def test_device_number_mix() -> None:
         ("out", "out"),
         ("tables", "selected_indices"),
         ("tables", "out"),
+        ("attention", "query"),
+        ("attention", "v_cache"),
+        ("attention", "lse"),
+        ("attention_new", "k_cache"),
     ],
 )
 def test_device_mix_with_meta(entry: str, argument: str) -> None:
@@ -531,7 +600,7 @@ def test_output_overlaps_itself(entry: str, argument: str) -> None:
 
 @everywhere
 def test_output_is_read_only(entry: str, argument: str) -> None:
-    if argument not in WRITTEN[operator_of(entry)] or entry == "workspace_size":
+    if argument not in WRITTEN[operator_of(entry)] or entry in SIZES:
         pytest.skip("not written")
     message = f"{argument} is written and must not be read-only"
     expect(entry, ({argument: read_only}, ValueError, message))
@@ -1159,6 +1228,166 @@ TABLES: dict[str, Line] = {
 }
 
 
+ATTENTION_SHAPES: dict[str, Line] = {
+    "channels_of_k_cache": (
+        {"k_cache": resized(6, 4, 2, 9)},
+        ValueError,
+        "k_cache must be [*, *, *, 8], got [6, 4, 2, 9]",
+    ),
+    "blocks_of_v_cache": (
+        {"v_cache": resized(5, 4, 2, 8)},
+        ValueError,
+        "v_cache must be [6, 4, 2, 8], got [5, 4, 2, 8]",
+    ),
+    "tokens_of_v_cache": (
+        {"v_cache": resized(6, 3, 2, 8)},
+        ValueError,
+        "v_cache must be [6, 4, 2, 8], got [6, 3, 2, 8]",
+    ),
+    "heads_of_v_cache": (
+        {"v_cache": resized(6, 4, 1, 8)},
+        ValueError,
+        "v_cache must be [6, 4, 2, 8], got [6, 4, 1, 8]",
+    ),
+    "channels_of_v_cache": (
+        {"v_cache": resized(6, 4, 2, 7)},
+        ValueError,
+        "v_cache must be [6, 4, 2, 8], got [6, 4, 2, 7]",
+    ),
+    "batch_of_block_tables": (
+        {"block_tables": resized(3, 3)},
+        ValueError,
+        "block_tables must be [2, *], got [3, 3]",
+    ),
+    "batch_of_seq_lens": (
+        {"seq_lens": resized(3)},
+        ValueError,
+        "seq_lens must be [2], got [3]",
+    ),
+    "batch_of_selection": (
+        {"selected_indices": resized(1, 2, 3)},
+        ValueError,
+        "selected_indices must be [2, 2, *], got [1, 2, 3]",
+    ),
+    "heads_of_selection": (
+        {"selected_indices": resized(2, 6, 3)},
+        ValueError,
+        "selected_indices must be [2, 2, *], got [2, 6, 3]",
+    ),
+    "no_token_per_block": (
+        {"k_cache": resized(6, 0, 2, 8)},
+        ValueError,
+        "k_cache must have block_size >= 1, got [6, 0, 2, 8]",
+    ),
+    "no_kv_head": (
+        {"k_cache": resized(6, 4, 0, 8)},
+        ValueError,
+        "k_cache must have N >= 1, got [6, 4, 0, 8]",
+    ),
+    "no_slot": (
+        {"selected_indices": resized(2, 2, 0)},
+        ValueError,
+        "selected_indices must have k >= 1, got [2, 2, 0]",
+    ),
+    "heads_that_do_not_divide": (
+        {
+            "k_cache": resized(6, 4, 4, 8),
+            "v_cache": resized(6, 4, 4, 8),
+            "selected_indices": resized(2, 4, 3),
+        },
+        ValueError,
+        "query must have a multiple of the 4 KV heads of k_cache, got 6 heads",
+    ),
+}
+ATTENTION_OUT: dict[str, Line] = {
+    "batch_of_out": (
+        {"out": resized(3, 6, 8)},
+        ValueError,
+        "out must be [2, 6, 8], got [3, 6, 8]",
+    ),
+    "heads_of_out": (
+        {"out": resized(2, 2, 8)},
+        ValueError,
+        "out must be [2, 6, 8], got [2, 2, 8]",
+    ),
+    "channels_of_out": (
+        {"out": resized(2, 6, 7)},
+        ValueError,
+        "out must be [2, 6, 8], got [2, 6, 7]",
+    ),
+}
+ATTENTION_VALUES: dict[str, Line] = {
+    "negative_length": (
+        {"seq_lens": put(1, value=-1)},
+        ValueError,
+        "seq_lens[1] must be in [0, 12], what block_tables holds, got -1",
+    ),
+    "length_beyond_the_table": (
+        {"seq_lens": put(1, value=13)},
+        ValueError,
+        "seq_lens[1] must be in [0, 12], what block_tables holds, got 13",
+    ),
+    "block_below_minus_1": (
+        {"selected_indices": put(1, 1, 2, value=-2)},
+        ValueError,
+        "selected_indices[1, 1, 2] must be -1 or in [0, 2), the request's blocks, got -2",
+    ),
+    "block_beyond_the_request": (
+        {"selected_indices": put(1, 1, 2, value=2)},
+        ValueError,
+        "selected_indices[1, 1, 2] must be -1 or in [0, 2), the request's blocks, got 2",
+    ),
+    "block_of_an_empty_request": (
+        {"seq_lens": put(1, value=0)},
+        ValueError,
+        "selected_indices[1, 0, 0] must be -1 or in [0, 0), the request's blocks, got 1",
+    ),
+    "negative_table_entry": (
+        {"block_tables": put(1, 0, value=-1)},
+        ValueError,
+        "block_tables[1, 0] must be in [0, 6), got -1",
+    ),
+    "table_entry_beyond_the_pool": (
+        {"block_tables": put(0, 2, value=6)},
+        ValueError,
+        "block_tables[0, 2] must be in [0, 6), got 6",
+    ),
+    "scale_nan": (
+        {"scale": value(float("nan"))},
+        ValueError,
+        "scale must be finite, got nan",
+    ),
+    "scale_infinite": (
+        {"scale": value(-float("inf"))},
+        ValueError,
+        "scale must be finite, got -inf",
+    ),
+    "scale_text": (
+        {"scale": value("1")},
+        TypeError,
+        "scale must be a number, got str",
+    ),
+    "scale_huge": (
+        {"scale": value(10**400)},
+        ValueError,
+        f"scale must be a 64-bit float, got {10**400}",
+    ),
+    "stream": ({"stream": value("fast")}, TypeError, "stream must be an integer, got str"),
+}
+ATTENTION_OPTIONS: dict[str, Line] = {
+    "batch_of_lse": (
+        {"lse": resized(1, 6)},
+        ValueError,
+        "lse must be [2, 6], got [1, 6]",
+    ),
+    "heads_of_lse": (
+        {"lse": resized(2, 2)},
+        ValueError,
+        "lse must be [2, 6], got [2, 2]",
+    ),
+}
+
+
 def lines() -> Iterator[Any]:
     """Yield every line above for every function it belongs to."""
     groups: list[tuple[tuple[str, ...], dict[str, Line], str]] = [
@@ -1173,6 +1402,10 @@ def lines() -> Iterator[Any]:
         (("known",), SELECT_KNOWN, "known-"),
         (("k", "out", "in_out_w"), SELECT_T, "t-"),
         (("tables",), TABLES, ""),
+        (ATTENTION, ATTENTION_SHAPES, "shape-"),
+        (("attention", "attention_size"), ATTENTION_OUT, "out-"),
+        (("attention", "attention_new"), ATTENTION_VALUES, ""),
+        (("attention",), ATTENTION_OPTIONS, ""),
     ]
     for entries, group, prefix in groups:
         for entry in entries:
@@ -1202,6 +1435,7 @@ HUGE = {
     "tokens_since_metadata_update": ("out", "tokens_since_metadata_update"),
     "stream": ("out", "stream"),
     "block_size of tables": ("tables", "block_size"),
+    "stream of attention": ("attention", "stream"),
 }
 
 
@@ -1279,8 +1513,9 @@ NAMES = {
     "prefill": "quest_prefill_metadata",
     "select": "quest_block_select_paged",
     "tables": "selected_block_tables",
+    "attention": "paged_select_attention",
 }
-ON_DEVICE = [entry for entry in ENTRIES if entry != "k"]
+ON_DEVICE = [entry for entry in ENTRIES if entry not in NEW]
 
 
 @pytest.mark.parametrize("entry", ON_DEVICE)
@@ -1337,6 +1572,8 @@ except ValueError as error:
         ("out", "out"),
         ("tables", "block_tables"),
         ("tables", "lens_out"),
+        ("attention", "v_cache"),
+        ("attention", "lse"),
     ],
 )
 def test_tensor_without_memory(entry: str, argument: str) -> None:
@@ -1350,7 +1587,8 @@ def test_tensor_without_memory(entry: str, argument: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "argument"), [("prefill", "k_cache"), ("out", "query"), ("tables", "out")]
+    ("entry", "argument"),
+    [("prefill", "k_cache"), ("out", "query"), ("tables", "out"), ("attention", "v_cache")],
 )
 def test_negative_bit(entry: str, argument: str) -> None:
     """torch negates such views lazily: their memory holds other values than they do."""
@@ -1360,13 +1598,21 @@ def test_negative_bit(entry: str, argument: str) -> None:
     expect(entry, ({argument: torch._neg_view}, ValueError, message))
 
 
-@pytest.mark.parametrize("argument", ["maxblocks", "minblocks"])
-def test_output_requires_grad(argument: str) -> None:
+@pytest.mark.parametrize(
+    ("entry", "argument"),
+    [
+        ("prefill", "maxblocks"),
+        ("prefill", "minblocks"),
+        ("attention", "out"),
+        ("attention", "lse"),
+    ],
+)
+def test_output_requires_grad(entry: str, argument: str) -> None:
     def change(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.requires_grad_()
 
     message = f"{argument} is written and must not require grad"
-    expect("prefill", ({argument: change}, ValueError, message))
+    expect(entry, ({argument: change}, ValueError, message))
 
 
 class Shapeless:
@@ -1378,7 +1624,13 @@ class Shapeless:
 
 
 @pytest.mark.parametrize(
-    ("entry", "argument"), [("k", "query"), ("k", "maxblocks"), ("tables", "selected_indices")]
+    ("entry", "argument"),
+    [
+        ("k", "query"),
+        ("k", "maxblocks"),
+        ("tables", "selected_indices"),
+        ("attention_new", "query"),
+    ],
 )
 def test_no_shape_to_make_a_result_of(entry: str, argument: str) -> None:
     message = f"{argument} of type Shapeless has no shape: pass the output"
@@ -1390,18 +1642,17 @@ def test_no_shape_to_make_a_result_of(entry: str, argument: str) -> None:
 
 def sharing() -> Iterator[tuple[str, str, str]]:
     """Yield every output with every argument that it must not share memory with."""
-    for entry in ("prefill", "known", "in_out_w", "tables"):
+    for entry in ("prefill", "known", "in_out_w", "tables", "attention"):
         arguments = {n: held for n, held in ENTRIES[entry].arguments().items() if is_tensor(held)}
         written = [name for name in arguments if name in WRITTEN[operator_of(entry)]]
         if operator_of(entry) == "select":
             written = [name for name in (output_of(entry), "workspace") if name in arguments]
         for i, output in enumerate(written):
             for other in arguments:
-                floats_both = arguments[output].is_floating_point() and (
-                    arguments[other].is_floating_point()
-                )
+                # Metadata may lie among the keys.
+                is_in_pool = entry == "prefill" and arguments[other].is_floating_point()
                 # Of two outputs, the first one is reported.
-                if other not in written[: i + 1] and not floats_both:
+                if other not in written[: i + 1] and not is_in_pool:
                     yield entry, output, other
 
 
@@ -1440,14 +1691,14 @@ def test_output_shares_memory(entry: str, output: str, other: str) -> None:
 def test_empty_batch(entry: str) -> None:
     arguments = ENTRIES[entry].arguments()
     for name, held in arguments.items():
-        of_batch = name not in ("k_cache", "maxblocks", "minblocks", "workspace")
+        of_batch = name not in ("k_cache", "v_cache", "maxblocks", "minblocks", "workspace")
         if is_tensor(held) and of_batch:
             arguments[name] = held[:0]
     before = snapshot(arguments)
     result = ENTRIES[entry].function(**arguments)
     assert snapshot(arguments) == before
-    if entry == "k":
-        assert tuple(result.shape) == (0, 2, 3)
+    if entry in NEW:
+        assert tuple(result.shape) == ((0, 2, 3) if entry == "k" else (0, 6, 8))
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -1460,22 +1711,25 @@ def test_empty_everything(entry: str) -> None:
     ENTRIES[entry].function(**arguments)
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry != "workspace_size"])
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry not in SIZES])
 def test_empty_requests_of_an_empty_pool(entry: str) -> None:
     """Requests without tokens need neither tables nor pools."""
     arguments = ENTRIES[entry].arguments()
     for name, held in arguments.items():
         if name in ("seq_lens", "metadata_seq_lens"):
             held.zero_()
-        if name in ("k_cache", "maxblocks", "minblocks"):
+        if name in ("k_cache", "v_cache", "maxblocks", "minblocks"):
             arguments[name] = held[:0]
         if name.endswith("block_tables"):
             arguments[name] = held[:, :0]
-    if entry == "tables":
+    if entry in ("tables", *ATTENTION):
         arguments["selected_indices"].fill_(-1)
     result = ENTRIES[entry].function(**arguments)
     if entry == "k":
         assert (result == -1).all()
+    elif entry in ATTENTION:
+        assert (result == 0).all()
+        assert (arguments.get("lse", torch.tensor(-torch.inf)) == -torch.inf).all()
     elif entry == "tables":
         assert (arguments["out"] == -1).all()
         assert (arguments["lens_out"] == 0).all()
@@ -1567,6 +1821,36 @@ def test_integers_of_other_types(k: Any) -> None:
     assert quest_block_select_paged(**select_arguments(), k=k).shape == (2, 2, int(k))
 
 
+@pytest.mark.parametrize(
+    "scale", [1, True, np.float32(1), np.float64(1), torch.tensor(1.0)], ids=repr
+)
+def test_numbers_of_other_types(scale: Any) -> None:
+    expected = paged_select_attention(**attention_arguments(), scale=1.0)
+    assert torch.equal(paged_select_attention(**attention_arguments(), scale=scale), expected)
+
+
+@pytest.mark.parametrize(
+    ("outs", "lses", "kind", "message"),
+    [
+        ([], [], ValueError, "expected as many lses as outs, at least one, got 0 and 0"),
+        ([(2, 3)], [], ValueError, "expected as many lses as outs, at least one, got 0 and 1"),
+        ([()], [()], ValueError, "outs[0] must be [..., D], got []"),
+        ([(2, 3), (2, 4)], [(2,)] * 2, ValueError, "outs[1] must be [2, 3], got [2, 4]"),
+        ([(2, 3)], [(3,)], ValueError, "lses[0] must be [2], got [3]"),
+        ([(2, 3)], [None], TypeError, "lses[0] must be a tensor, got NoneType"),
+        ([7], [(3,)], TypeError, "outs[0] must be a tensor, got int"),
+    ],
+)
+def test_states_that_do_not_merge(
+    outs: list[Any], lses: list[Any], kind: type[Exception], message: str
+) -> None:
+    def made(shapes: list[Any]) -> list[Any]:
+        return [torch.zeros(shape) if isinstance(shape, tuple) else shape for shape in shapes]
+
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        merge_attention_states(made(outs), made(lses))
+
+
 def test_a_call_after_errors_is_right() -> None:
     expected = quest_block_select_paged(**select_arguments(), k=3)
     for name in ("negative_length", "block_beyond_the_pool"):
@@ -1637,6 +1921,9 @@ calls = [
         empty(0, 1, 1, dtype=np.float16), pool, pool, empty(0, 0), empty(0), 1
     ),
     lambda: select_attn_ops.selected_block_tables(selection, empty(0, 0), empty(0), block_size=1),
+    lambda: select_attn_ops.paged_select_attention(
+        empty(0, 1, 1, dtype=np.float16), pool, pool, empty(0, 0), empty(0), selection
+    ),
 ]
 for call in calls * 2:
     try:
@@ -1654,7 +1941,7 @@ def test_bad_number_of_threads_in_the_environment(text: str) -> None:
     """Every call reports it; the import does not."""
     result = run_python(_CALLS.format(threads=True), SELECT_ATTN_NUM_THREADS=text)
     message = f"SELECT_ATTN_NUM_THREADS must be in [1, 65536], got {text}"
-    assert result.stdout.splitlines() == [message] * 10, result.stderr
+    assert result.stdout.splitlines() == [message] * 12, result.stderr
 
 
 @pytest.mark.parametrize("text", ["avx2", "NEON", "AVX2,SSE4", "0"])
@@ -1662,7 +1949,7 @@ def test_bad_simd_target_in_the_environment(text: str) -> None:
     result = run_python(_CALLS.format(threads=False), SELECT_ATTN_SIMD_TARGET=text)
     names = ", ".join(runtime.simd_targets())
     message = f"SELECT_ATTN_SIMD_TARGET must be one of {names}, got {text}"
-    assert result.stdout.splitlines() == [message] * 10, result.stderr
+    assert result.stdout.splitlines() == [message] * 12, result.stderr
 
 
 def test_bad_parallel_setting_in_the_environment() -> None:
@@ -1698,4 +1985,4 @@ def test_good_environment() -> None:
         {"SELECT_ATTN_PARALLEL": "openmp"},
     ):
         result = run_python(_CALLS.format(threads=True), **variables)
-        assert result.stdout.splitlines() == ["no error"] * 10, result.stderr
+        assert result.stdout.splitlines() == ["no error"] * 12, result.stderr

@@ -14,6 +14,8 @@ import torch
 from dlpack_tensors import ForeignTensor, NamespacedTensor
 from select_attn_ops import (
     _torch_ops,
+    merge_attention_states,
+    paged_select_attention,
     quest_block_select_paged,
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
@@ -32,6 +34,7 @@ OPERATORS = [
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
     selected_block_tables,
+    paged_select_attention,
 ]
 
 
@@ -70,6 +73,11 @@ class Data:
             self.seq_lens,
         )
 
+    def attend(self, selected: Any, **options: Any) -> Any:
+        """Attend with the keys for values."""
+        tables = (self.block_tables, self.seq_lens, selected)
+        return paged_select_attention(self.query, self.k_cache, self.k_cache, *tables, **options)
+
 
 @pytest.fixture
 def data() -> Data:
@@ -99,13 +107,17 @@ def expected_selection(data: Data) -> list[Any]:
 # --- torch
 
 
+class Subclass(torch.Tensor):
+    pass
+
+
 @pytest.mark.parametrize(
     "convert",
     [
         lambda tensor: tensor.requires_grad_(),
         lambda tensor: tensor.requires_grad_() * 1,
         lambda tensor: torch.nn.Parameter(tensor),
-        lambda tensor: tensor.as_subclass(type("Subclass", (torch.Tensor,), {})),
+        lambda tensor: tensor.as_subclass(Subclass),
         lambda tensor: torch.stack([tensor, tensor], 1)[:, 1],
         lambda tensor: tensor.pin_memory() if torch.cuda.is_available() else tensor,
     ],
@@ -120,12 +132,19 @@ def test_torch_inputs(data: Data, convert: Callable[[torch.Tensor], torch.Tensor
     assert isinstance(selected, torch.Tensor)
     assert selected.tolist() == expected
     assert not selected.requires_grad
+    attended = other.attend(selected)
+    assert isinstance(attended, torch.Tensor)
+    assert torch.equal(attended.detach(), data.map(torch.Tensor.detach).attend(selected))
+    assert not attended.requires_grad
 
 
 def test_inference_mode(data: Data) -> None:
     expected = expected_selection(data)
     with torch.inference_mode():
-        assert quest_block_select_paged(*data.select_arguments(), K).tolist() == expected
+        selected = quest_block_select_paged(*data.select_arguments(), K)
+        assert selected.tolist() == expected
+        attended = data.attend(selected)
+    assert torch.equal(attended, data.attend(selected))
 
 
 def test_backward_raises(data: Data) -> None:
@@ -133,12 +152,25 @@ def test_backward_raises(data: Data) -> None:
     selected = quest_block_select_paged(*data.select_arguments(), K)
     with pytest.raises(RuntimeError, match="does not require grad"):
         selected.sum().backward()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        data.attend(selected).sum().backward()
 
 
 def test_backward_raises_under_compile(data: Data) -> None:
     @torch.compile(fullgraph=True)
     def step(query: torch.Tensor) -> torch.Tensor:
         return quest_block_select_paged(query, *data.select_arguments()[1:], K).float() * 2
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        step(data.query.requires_grad_()).sum().backward()
+
+
+def test_backward_of_attention_raises_under_compile(data: Data) -> None:
+    selected = quest_block_select_paged(*data.select_arguments(), K)
+
+    @torch.compile(fullgraph=True)
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return replace(data, query=query).attend(selected) * 2
 
     with pytest.raises(RuntimeError, match="does not require grad"):
         step(data.query.requires_grad_()).sum().backward()
@@ -158,6 +190,12 @@ def test_outputs_are_the_callers(data: Data) -> None:
     )
     assert returned[0] is tables
     assert returned[1] is lens
+
+    lse = torch.empty(BATCH, NUM_HEADS)
+    attended = torch.empty_like(data.query)
+    assert data.attend(out, out=attended, lse=lse) is attended
+    assert torch.equal(attended, data.attend(out))
+    assert lse.isfinite().all()
 
 
 def test_written_tensors_have_a_new_version(data: Data) -> None:
@@ -182,7 +220,9 @@ def call_with_every_output(data: Data) -> list[torch.Tensor]:
     selected_block_tables(
         outs[0], data.block_tables, data.seq_lens, block_size=16, out=outs[3], lens_out=lens
     )
-    return [*metadata, *outs, lens]
+    attended, lse = torch.zeros_like(data.query), torch.zeros(BATCH, NUM_HEADS)
+    data.attend(outs[0], out=attended.detach(), lse=lse)
+    return [*metadata, *outs, lens, attended, lse]
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.clone, torch.nn.Buffer, torch.nn.Parameter])
@@ -205,6 +245,7 @@ def test_usual_calls_go_straight_to_the_library(
         workspace = torch.zeros(64, dtype=torch.uint8)
         quest_block_select_paged(*data.select_arguments(), K, **known, workspace=workspace)
         selected_block_tables(outputs[2], data.block_tables, data.seq_lens, block_size=BLOCK_SIZE)
+        data.attend(outputs[2], scale=0.5, workspace=workspace, stream=0)
 
 
 @pytest.mark.parametrize("straight", [False, True])
@@ -213,7 +254,7 @@ def test_a_call_is_one_new_version(
 ) -> None:
     if not straight:
         monkeypatch.setattr(_torch_ops, "call_directly", lambda *_: False)
-    assert [out._version for out in call_with_every_output(data)] == [1] * 7
+    assert [out._version for out in call_with_every_output(data)] == [1] * 9
 
 
 def test_an_error_is_no_new_version_and_has_no_other_behind_it(data: Data) -> None:
@@ -253,6 +294,15 @@ def test_numpy(data: Data) -> None:
         selected, arrays.block_tables, arrays.seq_lens, block_size=BLOCK_SIZE
     )
     assert type(tables) is type(lens) is np.ndarray
+    lse = np.empty((BATCH, NUM_HEADS), np.float32)
+    attended = arrays.attend(selected, lse=lse)
+    assert type(attended) is np.ndarray
+    expected = data.attend(torch.from_numpy(selected))
+    np.testing.assert_array_equal(attended, expected.numpy())
+    out, again = merge_attention_states([attended, attended], [lse, lse])
+    assert type(out) is type(again) is np.ndarray
+    np.testing.assert_allclose(out, attended, rtol=1e-6)
+    np.testing.assert_allclose(again, lse + np.log(2), rtol=1e-6)
 
 
 def test_numpy_writes_in_place(data: Data) -> None:
@@ -273,6 +323,9 @@ def test_array_api(data: Data) -> None:
         selected, arrays.block_tables, arrays.seq_lens, block_size=BLOCK_SIZE
     )
     assert type(tables) is type(lens) is NamespacedTensor
+    attended = arrays.attend(selected)
+    assert type(attended) is NamespacedTensor
+    assert torch.equal(attended.tensor, data.attend(selected.tensor))
 
 
 def test_bare_dlpack(data: Data) -> None:
@@ -283,6 +336,9 @@ def test_bare_dlpack(data: Data) -> None:
     foreign = ForeignTensor(out)
     assert quest_block_select_paged(*tensors.select_arguments(), out=foreign) is foreign
     assert out.tolist() == expected
+    attended = torch.empty_like(data.query)
+    tensors.attend(foreign, out=ForeignTensor(attended))
+    assert torch.equal(attended, data.attend(out))
 
 
 def test_frameworks_may_be_mixed(data: Data) -> None:
@@ -304,6 +360,8 @@ def test_empty_batch(data: Data, empty: Callable[..., Any]) -> None:
     tables, counts = selected_block_tables(selected, table, lens, block_size=16)
     assert tuple(tables.shape) == (0, 2, 3)
     assert tuple(counts.shape) == (0, 2)
+    attended = paged_select_attention(query, keys, keys, table, lens, selected)
+    assert tuple(attended.shape) == (0, 4, 8)
 
 
 def test_shifted_overlap_is_refused() -> None:
@@ -342,7 +400,14 @@ def decode_step(
     tables, lens = selected_block_tables(
         windowed, data.block_tables, data.seq_lens, block_size=BLOCK_SIZE
     )
-    return selected, windowed, out, out_w, returned + 1, tables, lens
+    lse = torch.empty(data.query.shape[:2])
+    attended = data.attend(windowed, scale=0.25, lse=lse)
+    again = data.attend(selected, out=torch.empty_like(attended))
+    merged = merge_attention_states([attended, attended], [lse, lse])
+    return (
+        *(selected, windowed, out, out_w, returned + 1, tables, lens),
+        *(attended, lse, again * 2, *merged),
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -414,8 +479,8 @@ def test_dispatch_mode_sees_the_operators(data: Data) -> None:
     with Mode():
         call_with_every_output(data)
     ours = [name.split(".")[1] for name in seen if name.startswith("select_attn_ops.")]
-    names = ["quest_prefill_metadata", *3 * ["quest_block_select_paged"], "selected_block_tables"]
-    assert ours == names
+    names = ["quest_prefill_metadata", *3 * ["quest_block_select_paged"]]
+    assert ours == [*names, "selected_block_tables", "paged_select_attention"]
 
 
 def test_torch_without_a_private_function(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,6 +528,9 @@ def opcheck_cases(data: Data) -> list[tuple[Any, tuple[Any, ...]]]:
     prefill = (data.k_cache, data.block_tables, data.seq_lens, data.metadata_block_tables)
     select = data.select_arguments()
     wide = torch.zeros(BATCH, NUM_KV_HEADS, 2 * K, dtype=torch.int32)
+    attended, lse = torch.zeros(data.query.shape), torch.zeros(BATCH, NUM_HEADS)
+    cache = (data.query, data.k_cache, data.k_cache)
+    attention = (*cache, data.block_tables, data.seq_lens, out, attended)
     return [
         (ops.quest_prefill_metadata, (*prefill, *metadata, None, None)),
         (ops.quest_prefill_metadata, (*prefill, *metadata, data.seq_lens - 20, None)),
@@ -473,10 +541,12 @@ def opcheck_cases(data: Data) -> list[tuple[Any, tuple[Any, ...]]]:
             ops.selected_block_tables,
             (out, data.block_tables, data.seq_lens, 16, torch.zeros_like(out), lens, None),
         ),
+        (ops.paged_select_attention, (*attention, None, None, None, None)),
+        (ops.paged_select_attention, (*attention, 0.5, lse, workspace, None)),
     ]
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("case", range(8))
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(data: Data, case: int, requires_grad: bool) -> None:
     if requires_grad:
@@ -495,12 +565,17 @@ def test_meta_and_fake_tensors_give_shapes(data: Data) -> None:
     assert selected.shape == (BATCH, NUM_KV_HEADS, K)
     tables, lens = selected_block_tables(selected, meta.block_tables, meta.seq_lens, block_size=16)
     assert (tables.shape, lens.shape) == ((BATCH, NUM_KV_HEADS, K), (BATCH, NUM_KV_HEADS))
+    attended = meta.attend(selected)
+    assert attended.is_meta
+    assert (attended.shape, attended.dtype) == (meta.query.shape, meta.query.dtype)
 
     mode = FakeTensorMode()
     fake = data.map(mode.from_tensor)
     with mode:
         fake.prefill()
-        assert quest_block_select_paged(*fake.select_arguments(), K).shape == selected.shape
+        selected = quest_block_select_paged(*fake.select_arguments(), K)
+        assert selected.shape == (BATCH, NUM_KV_HEADS, K)
+        assert fake.attend(selected).shape == fake.query.shape
 
 
 # --- what a user reads

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from select_attn_ops import (
+    paged_select_attention,
     quest_block_select_paged,
     quest_prefill_metadata,
     selected_block_tables,
@@ -79,6 +80,21 @@ def test_far_blocks(rows: int) -> None:
         physical, counts = selected_block_tables(selected, tables, lens, block_size=BLOCK_SIZE)
         assert physical[0].tolist() == [FAR] * NUM_KV_HEADS
         assert counts.tolist() == [[seq_len] * NUM_KV_HEADS]
+
+
+def test_attention_to_far_blocks() -> None:
+    """Every block has one key of weight, and a value of its own."""
+    tables = torch.tensor([FAR], dtype=torch.int32)
+    lens = torch.tensor([len(FAR) * BLOCK_SIZE], dtype=torch.int32)
+    k_cache, v_cache = pool(NUM_BLOCKS, BLOCK_SIZE), pool(NUM_BLOCKS, BLOCK_SIZE)
+    for j, block in enumerate(FAR):
+        k_cache[block], v_cache[block] = -1.0, 0.0
+        k_cache[block, 3 + j], v_cache[block, 3 + j] = 1.0, float(j + 1)
+    query = torch.ones(1, NUM_KV_HEADS, HEAD_DIM).bfloat16()
+    for j in range(len(FAR)):
+        selected = torch.tensor([j, -1], dtype=torch.int32).expand(1, NUM_KV_HEADS, 2)
+        out = paged_select_attention(query, k_cache, v_cache, tables, lens, selected, scale=1.0)
+        assert (out == j + 1).all()
 
 
 def test_stride_beyond_32_bits() -> None:

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from common.compare import assert_selection_matches
+from common.compare import assert_attention_matches, assert_selection_matches
 from common.layouts import GUARD_VALUE, clone_with_storage, whole_storage
 from common.paged import ceil_div
+from gen_data_paged_select_attention import AttentionInputs, gen_data_paged_select_attention
 from gen_data_quest_block_select_paged import SelectInputs, gen_data_quest_block_select_paged
 from gen_data_quest_prefill_metadata import PrefillMetadataInputs, gen_data_quest_prefill_metadata
 from gen_data_selected_block_tables import TablesInputs, gen_data_selected_block_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placements import Placed, assert_holds, moved, place, placements, same_bits
+from ref_paged_select_attention import paged_select_attention_ref
 from ref_quest_block_select_paged import (
     SelectionReference,
     forced_blocks,
@@ -28,6 +30,7 @@ from ref_quest_block_select_paged import (
 from ref_quest_prefill_metadata import quest_prefill_metadata_ref
 from ref_selected_block_tables import selected_block_tables_ref
 from select_attn_ops import (
+    paged_select_attention,
     quest_block_select_paged,
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
@@ -776,6 +779,167 @@ def test_tables_do_not_depend_on_batch_and_order(inputs: TablesInputs, random: A
         alone = inputs.map(lambda tensor, b=b: tensor[b : b + 1])
         for actual, expected in zip(tables_of(alone), (tables, lens), strict=True):
             assert torch.equal(actual, expected[b : b + 1])
+
+
+# paged_select_attention
+
+
+@dataclass
+class Attention:
+    """One call."""
+
+    placed: dict[str, Placed]
+    scale: float | None
+    outputs: dict[str, Placed]
+    given_out: bool
+    given_lse: bool
+    shift: int
+
+    def call(self) -> None:
+        views: dict[str, Any] = {name: placed.view for name, placed in self.placed.items()}
+        if self.given_lse:
+            views["lse"] = self.outputs["lse"].view
+        if self.given_out:
+            views["out"] = self.outputs["out"].view
+        result = paged_select_attention(**views, scale=self.scale)
+        if self.given_out:
+            assert result is views["out"]
+        else:
+            assert type(result) is type(views["query"])
+            self.outputs["out"].put(result)
+
+    def check(self) -> None:
+        dense = {name: placed.dense() for name, placed in self.placed.items()}
+
+        def compare(before: dict[str, torch.Tensor]) -> None:
+            reference = paged_select_attention_ref(**dense, scale=self.scale)
+            lse = self.outputs["lse"].dense() if self.given_lse else None
+            assert_attention_matches(self.outputs["out"].dense(), lse, reference)
+            for name, placed in self.outputs.items():
+                assert_holds(name, placed, before[name], placed.dense())
+
+        run(self.outputs, self.placed, self.call, self.shift, compare)
+
+
+@st.composite
+def attention_inputs(draw: st.DrawFn) -> AttentionInputs:
+    kv_heads, group, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(head_dims())
+    # Blocks longer than the kernels' chunks among them.
+    long_blocks = st.sampled_from((1023, 1024, 1025, 2500))
+    any_block = st.one_of(block_sizes, block_sizes, block_sizes, long_blocks)
+    block_size = draw(capped(any_block, most(_MOST_PER_CALL, kv_heads, head_dim)))
+    batch = draw(st.integers(0, 4))
+    limit = min(most(_MOST_PER_CALL, kv_heads, head_dim, block_size), 1500)
+    seq_lens = draw(lengths(batch, block_size, limit))
+    longest = ceil_div(max(seq_lens, default=0), block_size)
+    k = draw(st.one_of(st.integers(1, longest + 5), st.sampled_from((1, 8, longest + 90))))
+    inputs = gen_data_paged_select_attention(
+        seq_lens,
+        k,
+        num_heads=kv_heads * group,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        dtype=draw(dtypes),
+        selection=draw(st.sampled_from(("distinct", "scattered", "repeated"))),
+        scale=draw(st.sampled_from((None, None, 1.0, 0.0, -0.3, 8.0, 1e-3))),
+        spare_columns=draw(st.integers(0, 2)),
+        values=draw(st.sampled_from(("normal", "normal", "large", "special"))),
+        seed=draw(seeds),
+    )
+    if draw(st.booleans()):
+        share, seed = draw(shares), draw(seeds)
+        for i, tensor in enumerate((inputs.query, inputs.k_cache, inputs.v_cache)):
+            # Unread keys and values are hostile already.
+            make_hostile(tensor, seed + i, share / (head_dim if share < 1 else 1))
+    return inputs
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> Attention:
+    inputs = draw(attention_inputs())
+    layouts = Layouts(draw, draw(st.integers(0, 2)) == 0)
+    placed = {}
+    for field in fields(inputs):
+        tensor = getattr(inputs, field.name)
+        if isinstance(tensor, torch.Tensor):
+            shareable = field.name in ("query", "k_cache", "v_cache")
+            placed[field.name] = layouts.place(tensor, may_share=shareable)
+    shape = tuple(inputs.query.shape)
+    out = torch.full(shape, _POISON, dtype=inputs.query.dtype)
+    outputs = {
+        "out": layouts.place(out, written=True),
+        "lse": layouts.place(torch.full(shape[:2], float(_POISON)), written=True),
+    }
+    given = (draw(st.booleans()), draw(st.booleans()))
+    return Attention(placed, inputs.scale, outputs, *given, draw(st.integers(0, 2)))
+
+
+@given(attentions())
+def test_paged_select_attention(call: Attention) -> None:
+    call.check()
+
+
+def attend(inputs: AttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    there = inputs.map(lambda tensor: tensor.to(DEVICE))
+    lse = torch.empty(there.query.shape[:2], device=DEVICE)
+    out = paged_select_attention(*there.positional, **there.keywords, lse=lse)
+    return out.cpu(), lse.cpu()
+
+
+def assert_same_attention(
+    actual: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    for name, one, other in zip(("out", "lse"), actual, expected, strict=True):
+        assert same_bits(one, other), name
+
+
+@fewer
+@given(attention_inputs(), st.randoms(use_true_random=False))
+def test_attention_does_not_depend_on_the_batch(inputs: AttentionInputs, random: Any) -> None:
+    together = attend(inputs)
+    order = list(range(len(inputs.seq_lens)))
+    random.shuffle(order)
+    for b in order:
+        set_num_threads(random.choice(THREADS))
+        alone = attend(inputs.requests(b, b + 1))
+        assert_same_attention(alone, (together[0][b : b + 1], together[1][b : b + 1]))
+    shuffled = replace(
+        inputs,
+        query=inputs.query[order],
+        block_tables=inputs.block_tables[order],
+        seq_lens=inputs.seq_lens[order],
+        selected_indices=inputs.selected_indices[order],
+    )
+    assert_same_attention(attend(shuffled), (together[0][order], together[1][order]))
+
+
+@fewer
+@given(attention_inputs(), st.integers(1, 40))
+def test_empty_slots_behind_do_not_matter(inputs: AttentionInputs, more: int) -> None:
+    padding = inputs.selected_indices.new_full((*inputs.selected_indices.shape[:2], more), -1)
+    wide = replace(inputs, selected_indices=torch.cat([inputs.selected_indices, padding], -1))
+    assert_same_attention(attend(wide), attend(inputs))
+
+
+@fewer
+@given(attention_inputs(), seeds)
+def test_what_is_not_selected_does_not_matter(inputs: AttentionInputs, seed: int) -> None:
+    """Whatever takes the place of the poison, the bits are the same."""
+    result = attend(inputs)
+    read = torch.zeros(inputs.k_cache.shape[:3], dtype=torch.bool)
+    block_size = read.shape[1]
+    for b, heads in enumerate(inputs.selected_indices.tolist()):
+        for n, row in enumerate(heads):
+            for j in row:
+                if j >= 0:
+                    count = int(inputs.seq_lens[b]) - j * block_size
+                    read[int(inputs.block_tables[b, j]), :count, n] = True
+    generator = torch.Generator().manual_seed(seed)
+    for cache in (inputs.k_cache, inputs.v_cache):
+        other = torch.randn(cache.shape, generator=generator).to(cache.dtype)
+        cache[~read] = other[~read]
+    assert_same_attention(attend(inputs), result)
 
 
 def assert_select_matches_the_reference(inputs: SelectInputs, k: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.compare import assert_attention_matches
 from dlpack_tensors import ForeignTensor, NamespacedTensor, RawTensor
+from gen_data_paged_select_attention import AttentionInputs, gen_data_paged_select_attention
 from gen_data_quest_block_select_paged import SelectInputs, gen_data_quest_block_select_paged
 from gen_data_quest_prefill_metadata import PrefillMetadataInputs, gen_data_quest_prefill_metadata
 from gen_data_selected_block_tables import TablesInputs, gen_data_selected_block_tables
+from ref_paged_select_attention import paged_select_attention_ref
 from ref_quest_block_select_paged import quest_block_select_paged_ref
 from ref_quest_prefill_metadata import quest_prefill_metadata_ref
 from ref_selected_block_tables import selected_block_tables_ref
 from select_attn_ops import (
+    paged_select_attention,
     quest_block_select_paged,
     quest_block_select_paged_in_out,
     quest_block_select_paged_in_out_w,
@@ -53,6 +58,15 @@ def select_inputs(**options: Any) -> SelectInputs:
 
 def tables_inputs() -> TablesInputs:
     return gen_data_selected_block_tables([100, 40], K, selection="scattered")
+
+
+def attention_inputs(**options: Any) -> AttentionInputs:
+    return gen_data_paged_select_attention([100, 40], K, **{"head_dim": 32, **options})
+
+
+def assert_attended(out: Any, inputs: AttentionInputs) -> None:
+    reference = paged_select_attention_ref(*inputs.positional)
+    assert_attention_matches(torch.as_tensor(out).detach(), None, reference)
 
 
 def expected_selection(inputs: SelectInputs) -> torch.Tensor:
@@ -121,6 +135,9 @@ def test_every_argument_of_a_kind(kind: str, dtype: torch.dtype) -> None:
     tables = tables_inputs()
     made = tables.map(make)
     assert_tables(selected_block_tables(*made.positional, block_size=BLOCK_SIZE), tables)
+
+    attention = attention_inputs(dtype=dtype)
+    assert_attended(paged_select_attention(*attention.map(make).positional), attention)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,6 +225,30 @@ def test_foreign_tensors(kind: type, dtype: torch.dtype) -> None:
     )
     assert_tables(outputs, tables)
 
+    attention = attention_inputs(dtype=dtype)
+    attended, lse = torch.empty_like(attention.query), torch.empty(2, 8)
+    paged_select_attention(*map(kind, attention.positional), out=kind(attended), lse=kind(lse))
+    assert_attended(attended, attention)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_foreign_result_is_of_the_querys_type(dtype: torch.dtype) -> None:
+    attention = attention_inputs(dtype=dtype)
+    out = paged_select_attention(*map(NamespacedTensor, attention.positional))
+    assert type(out) is NamespacedTensor
+    assert out.tensor.dtype == dtype
+    assert_attended(out.tensor, attention)
+
+
+def test_a_foreign_result_of_a_type_that_numpy_lacks() -> None:
+    attention = attention_inputs(dtype=torch.bfloat16)
+    message = (
+        "no tensor like a NamespacedTensor can be made (NumPy cannot take its type): "
+        "pass the output"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        paged_select_attention(*map(NamespacedTensor, attention.positional))
+
 
 def test_foreign_tensors_of_which_none_can_be_made() -> None:
     inputs, tables = select_inputs(), tables_inputs()
@@ -263,6 +304,8 @@ def test_fake_tensors_beyond_any_memory() -> None:
         tables, tokens = selected_block_tables(result, table, lens, block_size=BLOCK_SIZE)
         assert tables.shape == result.shape
         assert tokens.shape == (2**20, 8)
+        attended = paged_select_attention(query, pool, pool, table, lens, result)
+        assert (attended.shape, attended.dtype) == (query.shape, query.dtype)
 
 
 # torch.compile: each function between work that a compiler could move or fuse.
@@ -305,7 +348,26 @@ def run_flow(q: Any, x: Any, n: Any, t: Any, s: Any) -> tuple[torch.Tensor, torc
     return selected_block_tables(selected, every_block, s, block_size=16)
 
 
-PROGRAMS = (run_select, run_window, run_known, run_out, run_in_out, run_in_out_w, run_flow)
+def run_attention(q: Any, x: Any, n: Any, t: Any, s: Any) -> torch.Tensor:
+    """Select, then attend to the rows of metadata as if they were keys and values."""
+    selected = quest_block_select_paged(q, x, n, t, s, K)
+    tokens = torch.minimum(s, torch.full_like(s, 16 * t.shape[1]))
+    blocks = torch.where(selected * 16 < tokens[:, None, None], selected, -1)
+    keys, values = (pool.nan_to_num(0, 0, 0).clamp(-9, 9) for pool in (x, n))
+    table = t.clamp(0, len(x) - 1)
+    return paged_select_attention(q * 2, keys, values, table, tokens, blocks, scale=0.25) * 2
+
+
+PROGRAMS = (
+    run_select,
+    run_window,
+    run_known,
+    run_out,
+    run_in_out,
+    run_in_out_w,
+    run_flow,
+    run_attention,
+)
 
 
 def assert_all_equal(actual: Any, expected: Any) -> None:

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common.compare import assert_attention_matches
+from gen_data_paged_select_attention import gen_data_paged_select_attention
 from gen_data_quest_block_select_paged import gen_data_quest_block_select_paged
 from gen_data_quest_prefill_metadata import gen_data_quest_prefill_metadata
 from gen_data_selected_block_tables import gen_data_selected_block_tables
+from ref_paged_select_attention import paged_select_attention_ref
 from ref_quest_block_select_paged import quest_block_select_paged_ref
 from ref_quest_prefill_metadata import quest_prefill_metadata_ref
 from ref_selected_block_tables import selected_block_tables_ref
 from select_attn_ops import (
+    paged_select_attention,
     quest_block_select_paged,
     quest_prefill_metadata,
     selected_block_tables,
@@ -110,6 +114,31 @@ def test_select(name: str, dim: int) -> None:
     out = torch.full((2, 2, 4), -77, dtype=torch.int32)
     quest_block_select_paged(*inputs.positional, out=out)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        *(("query", dim) for dim in (0, 1)),
+        *((name, dim) for name in ("k_cache", "v_cache") for dim in (0, 1, 2)),
+        ("block_tables", 0),
+        *(("selected_indices", dim) for dim in (0, 1)),
+        *(("out", dim) for dim in (0, 1)),
+        ("lse", 0),
+    ],
+)
+def test_attention(name: str, dim: int) -> None:
+    inputs = gen_data_paged_select_attention(
+        [9, 16], 4, num_heads=4, block_size=3, head_dim=9, dtype=torch.float16
+    )
+    reference = paged_select_attention_ref(*inputs.positional)
+    outputs = {"out": torch.full((2, 4, 9), -77).half(), "lse": torch.full((2, 4), -77.0)}
+    if name in outputs:
+        outputs[name] = spread(outputs[name], [dim])
+    else:
+        setattr(inputs, name, spread(getattr(inputs, name), [dim]))
+    paged_select_attention(*inputs.positional, **outputs)
+    assert_attention_matches(outputs["out"], outputs["lse"], reference)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

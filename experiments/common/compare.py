@@ -11,6 +11,7 @@ import torch
 from .layouts import clone_with_storage, whole_storage
 
 if TYPE_CHECKING:
+    from ref_paged_select_attention import AttentionReference
     from ref_quest_block_select_paged import SelectionReference
 
 # Order keys of scores that are no finite number: beyond every sum of products of float32 values.
@@ -154,3 +155,34 @@ def assert_indices_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
             f"{int(wrong.sum())} of {wrong.numel()} rows differ, first at request {b}, KV head "
             f"{n}:\nselected {actual[b, n].tolist()}\nexpected {expected[b, n].tolist()}"
         )
+
+
+def assert_attention_matches(
+    out: torch.Tensor, lse: torch.Tensor | None, reference: AttentionReference
+) -> None:
+    """Check an attention's results against the reference and its error bounds.
+
+    Parameters
+    ----------
+    out, lse : torch.Tensor
+        Results of the operator.
+    reference : AttentionReference
+        From `ref_paged_select_attention`.
+    """
+    found = [("out", out, reference.out, reference.out_error)]
+    if lse is not None:
+        found.append(("lse", lse, reference.lse, reference.lse_error))
+    for name, actual, expected, error in found:
+        computed = actual.cpu().double()
+        near = (computed - expected).abs() <= error
+        # Whether a value's infinity comes out as one or as NaN depends on what vanishes beside it.
+        special = ~computed.isfinite() if name == "out" else same_values(computed, expected)
+        is_right = torch.where(expected.isfinite(), near, special)
+        wrong = ~(is_right | error.isinf())
+        if wrong.any():
+            at = tuple(int(i) for i in wrong.nonzero()[0])
+            raise AssertionError(
+                f"{name}: {int(wrong.sum())} of {wrong.numel()} values are too far off, first at "
+                f"{at}: expected {expected[at].item()} within {error[at].item()}, got "
+                f"{computed[at].item()}"
+            )

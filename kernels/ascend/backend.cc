@@ -47,23 +47,28 @@ std::string WhyNot() {
   return "";
 }
 
+// By name, so that what is not here is no operator of the backend.
+BackendTable MakeTable() {
+  BackendTable table = {};
+  table.version = BackendTable::kVersion;
+  table.description = Description;
+  table.quest_prefill_metadata = QuestPrefillMetadata();
+  table.quest_block_select_paged = QuestBlockSelectPaged();
+  table.selected_block_tables = SelectedBlockTables();
+  return table;
+}
+
 }  // namespace
 }  // namespace select_attn::ascend
 
 extern "C" __attribute__((visibility("default"))) const select_attn::BackendTable*
 select_attn_ops_backend(const char** why) {
-  using select_attn::BackendTable;
   namespace ascend = select_attn::ascend;
   const std::string reason = ascend::WhyNot();
   if (!reason.empty()) {
     *why = ascend::Keep(reason);
     return nullptr;
   }
-  static const BackendTable table = {
-      BackendTable::kVersion,         ascend::Description,
-      ascend::QuestPrefillMetadata(), ascend::QuestBlockSelectPaged(),
-      ascend::SelectedBlockTables(),
-      /*read_device_memory=*/{},
-  };
+  static const select_attn::BackendTable table = ascend::MakeTable();
   return &table;
 }

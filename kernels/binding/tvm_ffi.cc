@@ -1,8 +1,8 @@
 // The Python face: the only code that knows tvm-ffi. It converts values, maps errors and exports
 // one symbol per operator; tensors, checks and devices are the library's business.
 //
-// Only DLTensor*, integers and optionals of these cross the boundary. Texts go through plain C
-// functions, for ctypes.
+// Only DLTensor*, integers, floats and optionals of these cross the boundary. Texts go through
+// plain C functions, for ctypes.
 
 #include <tvm/ffi/extra/c_env_api.h>
 #include <tvm/ffi/tvm_ffi.h>
@@ -16,6 +16,7 @@
 #include "cpu/read_memory.h"
 #include "cpu/stopwatch.h"
 #include "select_attn_ops/error.h"
+#include "select_attn_ops/paged_select_attention.h"
 #include "select_attn_ops/quest_block_select_paged.h"
 #include "select_attn_ops/quest_prefill_metadata.h"
 #include "select_attn_ops/runtime.h"
@@ -103,6 +104,37 @@ void ExportSelectedBlockTables(DLTensor* selected_indices, DLTensor* block_table
   MapErrors([&] {
     SelectedBlockTables(*selected_indices, *block_tables, *seq_lens, block_size, *tables, *lens,
                         StreamFor(*selected_indices, stream));
+  });
+}
+
+PagedSelectAttentionOptions AttentionOptions(ffi::Optional<double> scale,
+                                             ffi::Optional<DLTensor*> lse,
+                                             ffi::Optional<DLTensor*> workspace) {
+  PagedSelectAttentionOptions options;
+  if (scale.has_value()) options.scale = *scale;
+  options.lse = OrNull(lse);
+  options.workspace = OrNull(workspace);
+  return options;
+}
+
+void ExportPagedSelectAttention(DLTensor* query, DLTensor* k_cache, DLTensor* v_cache,
+                                DLTensor* block_tables, DLTensor* seq_lens,
+                                DLTensor* selected_indices, DLTensor* out,
+                                ffi::Optional<double> scale, ffi::Optional<DLTensor*> lse,
+                                ffi::Optional<DLTensor*> workspace, ffi::Optional<int64_t> stream) {
+  MapErrors([&] {
+    PagedSelectAttention(*query, *k_cache, *v_cache, *block_tables, *seq_lens, *selected_indices,
+                         *out, AttentionOptions(scale, lse, workspace), StreamFor(*query, stream));
+  });
+}
+
+int64_t ExportPagedSelectAttentionWorkspaceSize(DLTensor* query, DLTensor* k_cache,
+                                                DLTensor* v_cache, DLTensor* block_tables,
+                                                DLTensor* seq_lens, DLTensor* selected_indices,
+                                                DLTensor* out) {
+  return MapErrors([&] {
+    return PagedSelectAttentionWorkspaceSize(*query, *k_cache, *v_cache, *block_tables, *seq_lens,
+                                             *selected_indices, *out);
   });
 }
 
@@ -200,6 +232,9 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(quest_block_select_paged, select_attn::ExportQuest
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(quest_block_select_paged_workspace_size,
                               select_attn::ExportQuestBlockSelectPagedWorkspaceSize);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(selected_block_tables, select_attn::ExportSelectedBlockTables);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(paged_select_attention, select_attn::ExportPagedSelectAttention);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(paged_select_attention_workspace_size,
+                              select_attn::ExportPagedSelectAttentionWorkspaceSize);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_memory, select_attn::ExportReadMemory);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_device_memory, select_attn::ExportReadDeviceMemory);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_stopwatch, select_attn::ExportSetStopwatch);

@@ -148,7 +148,7 @@ struct Extent {
 };
 
 void CheckSeparate(const Argument& written, const Argument& other) {
-  if (written.type == ElementType::kFloat && other.type == ElementType::kFloat) return;
+  if (written.access == Access::kWriteAmongKeys && other.type == ElementType::kFloat) return;
   if (IsEmpty(*written.tensor) || IsEmpty(*other.tensor)) return;
   const Extent a(*written.tensor);
   const Extent b(*other.tensor);
@@ -180,7 +180,7 @@ void CheckLayout(const Argument& argument) {
                     std::to_string(tensor.dtype.bits / 8) + " bytes, got an address that is " +
                     std::to_string(address % (tensor.dtype.bits / 8)) + " beyond");
   }
-  if (argument.access == Access::kWrite && MayOverlapItself(tensor)) {
+  if (argument.access != Access::kRead && MayOverlapItself(tensor)) {
     ThrowValueError(std::string(argument.name) +
                     " is written and must not overlap itself, got shape " + ShapeText(tensor) +
                     " with strides " + StridesText(tensor));
@@ -224,6 +224,9 @@ ArgumentChecker::ArgumentChecker(std::initializer_list<Argument> arguments) {
         }
         break;
       }
+      case ElementType::kFloat32:
+        expect(Is(type, kDLFloat, 32), "float32");
+        break;
       case ElementType::kInt32:
         expect(Is(type, kDLInt, 32), "int32");
         break;
@@ -249,7 +252,7 @@ ArgumentChecker::ArgumentChecker(std::initializer_list<Argument> arguments) {
     if (argument.tensor != nullptr) CheckLayout(argument);
   }
   for (const Argument& written : arguments) {
-    if (written.tensor == nullptr || written.access != Access::kWrite) continue;
+    if (written.tensor == nullptr || written.access == Access::kRead) continue;
     for (const Argument& other : arguments) {
       if (other.tensor != nullptr && &other != &written) CheckSeparate(written, other);
     }
@@ -331,6 +334,15 @@ void CheckTableEntries(const char* name, const int32_t* row, int64_t i, int64_t 
     if (row[j] < 0 || row[j] >= limit) {
       ThrowBadValue(name, i, j, "in [0, " + std::to_string(limit) + ")", row[j]);
     }
+  }
+}
+
+void CheckSelectedIndices(const int32_t* row, int64_t b, int64_t n, int64_t k, int64_t num_blocks) {
+  for (int64_t i = 0; i < k; ++i) {
+    if (row[i] >= -1 && row[i] < num_blocks) continue;
+    ThrowValueError("selected_indices[" + std::to_string(b) + ", " + std::to_string(n) + ", " +
+                    std::to_string(i) + "] must be -1 or in [0, " + std::to_string(num_blocks) +
+                    "), the request's blocks, got " + std::to_string(row[i]));
   }
 }
 

@@ -37,11 +37,16 @@ enum class Dim : int8_t {
 
 enum class ElementType : int8_t {
   kFloat,  // float16, bfloat16 or float32, the same for all such arguments
+  kFloat32,
   kInt32,
   kUInt8,
 };
 
-enum class Access : int8_t { kRead, kWrite };
+enum class Access : int8_t {
+  kRead,
+  kWrite,           // shares no memory with any other argument
+  kWriteAmongKeys,  // the same, but may lie interleaved with others of kFloat, in one pool
+};
 
 inline constexpr int kMaxRank = 4;
 
@@ -53,9 +58,7 @@ struct Argument {
   Access access = Access::kRead;
 };
 
-// Checks arguments on construction, throwing Error, and answers questions about their extents. What
-// is written must share no memory with any other argument, unless both are of kFloat: metadata may
-// lie in the pool of the keys, interleaved with them.
+// Checks arguments on construction, throwing Error, and answers questions about their extents.
 class ArgumentChecker {
  public:
   // The first argument must not be left out: the device of all others is compared with its device.
@@ -99,6 +102,10 @@ int64_t SaturatingProduct(int64_t a, int64_t b);
 // Checks entries [begin, end) of row i of an int32 table against [0, limit).
 void CheckTableEntries(const char* name, const int32_t* row, int64_t i, int64_t begin, int64_t end,
                        int64_t limit);
+
+// Checks the row of selected_indices that belongs to request b and KV head n: `k` numbers, each -1
+// or one of the request's num_blocks blocks.
+void CheckSelectedIndices(const int32_t* row, int64_t b, int64_t n, int64_t k, int64_t num_blocks);
 
 // Checks that the length of request i is in [0, limit]; `why` says in the message what sets the
 // limit.

@@ -14,6 +14,7 @@
 #include "core/read_device_memory.h"
 #include "select_attn_ops/common.h"
 #include "select_attn_ops/error.h"
+#include "select_attn_ops/paged_select_attention.h"
 #include "select_attn_ops/quest_block_select_paged.h"
 #include "select_attn_ops/quest_prefill_metadata.h"
 #include "select_attn_ops/selected_block_tables.h"
@@ -34,13 +35,14 @@ struct BackendOperator {
 
 struct BackendTable {
   // The boundary has no other guard: raise the version whenever this table or a Params changes.
-  static constexpr int64_t kVersion = 2;
+  static constexpr int64_t kVersion = 3;
 
   int64_t version;
   const char* (*description)();  // what the backend runs on, for people
   BackendOperator<QuestPrefillMetadataParams> quest_prefill_metadata;
   BackendOperator<QuestBlockSelectPagedParams> quest_block_select_paged;
   BackendOperator<SelectedBlockTablesParams> selected_block_tables;
+  BackendOperator<PagedSelectAttentionParams> paged_select_attention;
   BackendOperator<ReadDeviceMemoryParams> read_device_memory;  // a diagnostic
 };
 
@@ -66,6 +68,21 @@ const BackendOperator<Params>& OperatorFor(DLDevice device, const char* op,
     throw Error(ErrorKind::kNotImplementedError, std::string(op) + ": " + limit);
   }
   return found;
+}
+
+// Bytes of scratch that an operator needs.
+template <typename Params>
+int64_t WorkspaceSize(const BackendOperator<Params>& found, DLDevice device, const Params& params) {
+  return found.workspace_size == nullptr ? 0 : found.workspace_size(params, device);
+}
+
+// Throws Error (kValueError) where the Params have less of it.
+template <typename Params>
+void CheckWorkspace(const BackendOperator<Params>& found, DLDevice device, const Params& params) {
+  const int64_t needed = WorkspaceSize(found, device, params);
+  if (params.workspace_bytes >= needed) return;
+  throw Error(ErrorKind::kValueError, "workspace must have at least " + std::to_string(needed) +
+                                          " bytes, got " + std::to_string(params.workspace_bytes));
 }
 
 // Runs an operator whose arguments are checked, but for the values in its tables and lengths:

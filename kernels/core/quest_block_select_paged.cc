@@ -88,11 +88,6 @@ QuestBlockSelectPagedParams Check(const DLTensor& query, const DLTensor& maxbloc
   };
 }
 
-int64_t WorkspaceSize(const BackendOperator<QuestBlockSelectPagedParams>& op,
-                      const QuestBlockSelectPagedParams& params, DLDevice device) {
-  return op.workspace_size == nullptr ? 0 : op.workspace_size(params, device);
-}
-
 void CheckValues(const QuestBlockSelectPagedParams& p) {
   const int64_t rows = p.rows_per_metadata_block;
   const int64_t capacity = SaturatingProduct(p.max_metadata_blocks_per_request, rows);
@@ -127,11 +122,7 @@ void QuestBlockSelectPaged(const DLTensor& query, const DLTensor& maxblocks,
       query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices, options);
   const auto& op =
       OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params);
-  const int64_t needed = WorkspaceSize(op, params, query.device);
-  if (params.workspace_bytes < needed) {
-    ThrowValueError("workspace must have at least " + std::to_string(needed) + " bytes, got " +
-                    std::to_string(params.workspace_bytes));
-  }
+  CheckWorkspace(op, query.device, params);
   RunOperator(op, query.device, kName, params, stream, CheckValues);
 }
 
@@ -144,8 +135,8 @@ int64_t QuestBlockSelectPagedWorkspaceSize(const DLTensor& query, const DLTensor
   const QuestBlockSelectPagedParams params = Check(
       query, maxblocks, minblocks, metadata_block_tables, seq_lens, selected_indices, options);
   return WorkspaceSize(
-      OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params), params,
-      query.device);
+      OperatorFor(query.device, kName, &BackendTable::quest_block_select_paged, params),
+      query.device, params);
 }
 
 }  // namespace select_attn

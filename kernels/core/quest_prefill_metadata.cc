@@ -28,12 +28,12 @@ QuestPrefillMetadataParams Check(const DLTensor& k_cache, const DLTensor& block_
        &maxblocks,
        ElementType::kFloat,
        {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim},
-       Access::kWrite},
+       Access::kWriteAmongKeys},
       {"minblocks",
        &minblocks,
        ElementType::kFloat,
        {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim},
-       Access::kWrite},
+       Access::kWriteAmongKeys},
       {"metadata_seq_lens", metadata_seq_lens, ElementType::kInt32, {Dim::kBatch}},
   });
   if (Data(maxblocks) == Data(minblocks) && extents[Dim::kMetadataBlocks] > 0) {

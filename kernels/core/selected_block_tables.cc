@@ -50,22 +50,17 @@ void CheckRow(const SelectedBlockTablesParams& p, int64_t b, int64_t n, int64_t 
   const int32_t* selected =
       p.selected_indices + b * p.selected_indices_strides[0] + n * p.selected_indices_strides[1];
   const int32_t* table = p.block_tables + b * p.block_tables_stride;
-  const auto place = [&] { return "[" + std::to_string(b) + ", " + std::to_string(n); };
+  CheckSelectedIndices(selected, b, n, p.k, num_blocks);
   int64_t num_tokens = 0;
   for (int64_t i = 0; i < p.k; ++i) {
     const int64_t j = selected[i];
-    if (j < -1 || j >= num_blocks) {
-      ThrowValueError("selected_indices" + place() + ", " + std::to_string(i) +
-                      "] must be -1 or in [0, " + std::to_string(num_blocks) +
-                      "), the request's blocks, got " + std::to_string(j));
-    }
     if (j < 0) continue;
     if (table[j] < 0) ThrowBadValue("block_tables", b, j, "at least 0", table[j]);
     num_tokens += NumTokens(p, b, j);
   }
   if (num_tokens > std::numeric_limits<int32_t>::max()) {
-    ThrowValueError("selected_indices" + place() + "] must hold fewer than 2^31 tokens, got " +
-                    std::to_string(num_tokens));
+    ThrowValueError("selected_indices[" + std::to_string(b) + ", " + std::to_string(n) +
+                    "] must hold fewer than 2^31 tokens, got " + std::to_string(num_tokens));
   }
 }
 

@@ -47,6 +47,7 @@ BackendTable MakeTable() {
   table.quest_prefill_metadata.run = Run<QuestPrefillMetadataParams, QuestPrefillMetadata>;
   table.quest_block_select_paged.run = Run<QuestBlockSelectPagedParams, QuestBlockSelectPaged>;
   table.selected_block_tables.run = Run<SelectedBlockTablesParams, SelectedBlockTables>;
+  table.paged_select_attention.run = Run<PagedSelectAttentionParams, PagedSelectAttention>;
   return table;
 }
 

@@ -10,6 +10,7 @@ namespace select_attn::cpu {
 // Throws Error (kValueError) if an environment variable of the CPU backend makes no sense.
 const BackendTable& Backend();
 
+void PagedSelectAttention(const PagedSelectAttentionParams& p);
 void QuestPrefillMetadata(const QuestPrefillMetadataParams& p);
 void QuestBlockSelectPaged(const QuestBlockSelectPagedParams& p);
 void SelectedBlockTables(const SelectedBlockTablesParams& p);

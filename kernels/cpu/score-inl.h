@@ -152,39 +152,6 @@ HWY_INLINE VF LaneSums(const ScoredRow<T>& row, const ScoredRow<T>& to_l1,
   return sum;
 }
 
-constexpr int kRowsAtOnce = 4;
-
-// The sums over the lanes of four vectors, in one. Summing them together takes a third of the
-// instructions that four SumOfLanes do.
-#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SCALAR
-HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
-  for (int i = 0; i < kRowsAtOnce; ++i) sums[i] = hn::GetLane(hn::SumOfLanes(DF(), v[i]));
-}
-#else
-template <class D, class V>
-HWY_INLINE hn::Vec<hn::Full128<float> > SumOfBlocks(D /*d*/, V v) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return v;
-  } else {
-    const hn::Half<D> half;
-    return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-  }
-}
-
-HWY_INLINE void StoreSums(const VF* HWY_RESTRICT v, float* HWY_RESTRICT sums) {
-  const DF df;
-  const hn::Repartition<double, DF> dd;
-  const auto pair = [df](VF a, VF b) HWY_ATTR {
-    return hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b));
-  };
-  const auto low = hn::BitCast(dd, pair(v[0], v[1]));
-  const auto high = hn::BitCast(dd, pair(v[2], v[3]));
-  const auto blocks = hn::Add(hn::BitCast(df, hn::InterleaveLower(dd, low, high)),
-                              hn::BitCast(df, hn::InterleaveUpper(dd, low, high)));
-  hn::StoreU(SumOfBlocks(df, blocks), hn::Full128<float>(), sums);
-}
-#endif
-
 // Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
 // are.
 template <class Score, bool kCarefully, typename T>

@@ -48,21 +48,29 @@ std::string WhyNot() {
   return count == 0 ? "there is no CUDA device" : "";
 }
 
+// By name, so that what is not here is no operator of the backend.
+BackendTable MakeTable() {
+  BackendTable table = {};
+  table.version = BackendTable::kVersion;
+  table.description = Description;
+  table.quest_prefill_metadata = QuestPrefillMetadata();
+  table.quest_block_select_paged = QuestBlockSelectPaged();
+  table.selected_block_tables = SelectedBlockTables();
+  table.read_device_memory = ReadDeviceMemory();
+  return table;
+}
+
 }  // namespace
 }  // namespace select_attn::cuda
 
 extern "C" __attribute__((visibility("default"))) const select_attn::BackendTable*
 select_attn_ops_backend(const char** why) {
-  using select_attn::BackendTable;
   namespace cuda = select_attn::cuda;
   const std::string reason = cuda::WhyNot();
   if (!reason.empty()) {
     *why = cuda::Keep(reason);
     return nullptr;
   }
-  static const BackendTable table = {
-      BackendTable::kVersion,        cuda::Description,           cuda::QuestPrefillMetadata(),
-      cuda::QuestBlockSelectPaged(), cuda::SelectedBlockTables(), cuda::ReadDeviceMemory(),
-  };
+  static const select_attn::BackendTable table = cuda::MakeTable();
   return &table;
 }

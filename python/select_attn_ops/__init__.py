@@ -1,5 +1,10 @@
 """Predict which KV-cache blocks a decode step must read, and read only those."""
 
+from .merge_attention_states import merge_attention_states
+from .paged_select_attention import (
+    paged_select_attention,
+    paged_select_attention_workspace_size,
+)
 from .quest_block_select_paged import (
     quest_block_select_paged,
     quest_block_select_paged_in_out,
@@ -12,6 +17,9 @@ from .selected_block_tables import selected_block_tables
 
 __all__ = [
     "get_num_threads",
+    "merge_attention_states",
+    "paged_select_attention",
+    "paged_select_attention_workspace_size",
     "quest_block_select_paged",
     "quest_block_select_paged_in_out",
     "quest_block_select_paged_in_out_w",

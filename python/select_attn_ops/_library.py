@@ -113,6 +113,18 @@ def integer(name: str, value: Any) -> int:
     return number
 
 
+def optional_number(name: str, value: Any) -> float | None:
+    """A number as a float, or None for a default."""
+    if value is None:
+        return None
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a 64-bit float, got {value}") from None
+
+
 def mark_written(*tensors: Any) -> None:
     """Tell torch's autograd that the library has changed tensors behind its back."""
     for tensor in tensors:
@@ -140,30 +152,65 @@ def allocating_for(tensor: Any, stream: int | None) -> contextlib.AbstractContex
 
 def new_int32(shape: tuple[int, ...], like: Any) -> Any:
     """An int32 tensor to be written, on the device of `like`; see `in_kind_of`."""
+    return _new(shape, like, "int32")
+
+
+def new_like(shape: tuple[int, ...], like: Any) -> Any:
+    """A tensor to be written, of the type and on the device of `like`; see `in_kind_of`."""
+    return _new(shape, like, None)
+
+
+def _new(shape: tuple[int, ...], like: Any, dtype: str | None) -> Any:
     if is_torch(like):
         # Dense, and fake where `like` is: a wrong layout is for `argument` to report.
+        torch_dtype = like.dtype if dtype is None else getattr(torch, dtype)
         if type(like) is torch.Tensor and shape:
             # Unpacked, because torch takes longer over a tuple.
-            return torch.empty(*shape, dtype=torch.int32, device=like.device)
-        return like.new_empty(shape, dtype=torch.int32, requires_grad=False)
+            return torch.empty(*shape, dtype=torch_dtype, device=like.device)
+        return like.new_empty(shape, dtype=torch_dtype, requires_grad=False)
     if is_numpy(like):
-        return sys.modules["numpy"].empty(shape, dtype="int32")
-    namespace = _namespace(like)
+        return sys.modules["numpy"].empty(shape, dtype=dtype or like.dtype)
+    namespace = namespace_of(like)
     if is_on_cpu(like):
         import numpy
 
-        return numpy.empty(shape, dtype=numpy.int32)
-    return namespace.empty(shape, dtype=namespace.int32, device=like.device)
+        return numpy.empty(shape, dtype=dtype or _numpy_dtype(like))
+    namespace_dtype = like.dtype if dtype is None else getattr(namespace, dtype)
+    return namespace.empty(shape, dtype=namespace_dtype, device=like.device)
+
+
+def _numpy_dtype(tensor: Any) -> Any:
+    import numpy
+
+    try:
+        return numpy.from_dlpack(tensor).dtype
+    except (BufferError, RuntimeError, TypeError):
+        raise TypeError(
+            f"no tensor like a {type(tensor).__name__} can be made (NumPy cannot take its type): "
+            "pass the output"
+        ) from None
 
 
 def in_kind_of(like: Any, tensor: Any) -> Any:
-    """What `new_int32` made for `like`, once written, as a tensor of the same framework."""
+    """What `new_int32` or `new_like` made for `like`, once written, as one of its framework."""
     if is_torch(like) or is_numpy(like) or not is_numpy(tensor):
         return tensor
-    return _namespace(like).from_dlpack(tensor)
+    return namespace_of(like).from_dlpack(tensor)
 
 
-def _namespace(tensor: Any) -> Any:
+def new_workspace(size: int, like: Any) -> Any:
+    """Zero-filled scratch on the device of `like`, or None for no bytes."""
+    if size == 0:
+        return None
+    # From the framework's allocator on its current stream, which graph capture allows.
+    if is_torch(like):
+        return like.new_zeros(size, dtype=torch.uint8)
+    namespace = namespace_of(like)
+    return namespace.zeros(size, dtype=namespace.uint8, device=like.device)
+
+
+def namespace_of(tensor: Any) -> Any:
+    """The module with the functions of a tensor that implements the array API."""
     if not hasattr(tensor, "__array_namespace__"):
         raise TypeError(
             f"no tensor like a {type(tensor).__name__} can be made (it has no array namespace): "

@@ -15,9 +15,9 @@ from ._library import (
     is_on_cpu,
     mark_written,
     new_int32,
+    new_workspace,
     optional_argument,
     stream_handle,
-    torch,
 )
 
 
@@ -386,7 +386,8 @@ def _run(
     )
     if workspace is None and not is_on_cpu(query):
         with allocating_for(query, stream):
-            workspace = _new_workspace(query, tensors, block_size)
+            size = int(LIB.quest_block_select_paged_workspace_size(*tensors, block_size))
+            workspace = new_workspace(size, query)
     LIB.quest_block_select_paged(
         *tensors,
         tokens_since_metadata_update,
@@ -396,17 +397,6 @@ def _run(
         stream_handle(query, stream),
     )
     mark_written(out)
-
-
-def _new_workspace(query: Any, tensors: tuple[Any, ...], block_size: int | None) -> Any:
-    # From the framework's allocator on its current stream, which graph capture allows.
-    size = int(LIB.quest_block_select_paged_workspace_size(*tensors, block_size))
-    if size == 0:
-        return None
-    if torch is not None and isinstance(query, torch.Tensor):
-        return query.new_zeros(size, dtype=torch.uint8)
-    namespace = query.__array_namespace__()
-    return namespace.zeros(size, dtype=namespace.uint8, device=query.device)
 
 
 _compiled = _torch_ops.register(

@@ -19,7 +19,8 @@ class ArgumentsTest : public testing::Test {
  protected:
   // "TypeError: text", or "" where nothing is thrown.
   std::string Check() {
-    const DLTensor query = query_.View(device_);
+    DLTensor query = query_.View(device_);
+    if (shares_memory_) query.data = blocks_.data<char>();
     DLTensor blocks = blocks_.View(blocks_device_);
     blocks.byte_offset = byte_offset_;
     blocks.dtype = blocks_type_;
@@ -33,7 +34,7 @@ class ArgumentsTest : public testing::Test {
            &blocks,
            ElementType::kFloat,
            {Dim::kMetadataBlocks, Dim::kRows, Dim::kKvHeads, Dim::kHeadDim},
-           Access::kWrite},
+           access_},
           {"table", &table, ElementType::kInt32, {Dim::kBatch, Dim::kMaxMetadataBlocks}},
           {"missing", nullptr, ElementType::kInt32, {Dim::kBatch}},
       });
@@ -45,6 +46,8 @@ class ArgumentsTest : public testing::Test {
     }
   }
 
+  Access access_ = Access::kWriteAmongKeys;  // of blocks
+  bool shares_memory_ = false;               // query with blocks
   TestTensor query_{kF32, {2, 4, 8}};
   TestTensor blocks_{kF32, {5, 3, 2, 8}};
   TestTensor table_{kInt32, {2, 6}};
@@ -131,6 +134,15 @@ TEST_F(ArgumentsTest, FindsOverlapOfOutputs) {
   blocks_.strides() = {0, 16, 8, 1};
   blocks_.shape()[0] = 1;  // the stride of an extent of 1 means nothing
   EXPECT_EQ(Check(), "");
+}
+
+TEST_F(ArgumentsTest, KeepsOnlyMetadataAmongKeys) {
+  shares_memory_ = true;
+  EXPECT_EQ(Check(), "");
+  access_ = Access::kWrite;
+  EXPECT_EQ(Check(),
+            "ValueError: blocks is written and must not share memory with query, got overlapping "
+            "addresses");
 }
 
 TEST_F(ArgumentsTest, KeepsWhatIsWrittenApartFromTables) {

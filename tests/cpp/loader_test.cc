@@ -69,11 +69,28 @@ TEST_F(LoaderTest, NamesOperatorAndDeviceWhereTheBackendLacksIt) {
   }
 }
 
+TEST_F(LoaderTest, HasAttentionOnTheCpuOnly) {
+  TestTensor query({kDLFloat, 16, 1}, {1, 1, 1});
+  TestTensor cache({kDLFloat, 16, 1}, {1, 1, 1, 1});
+  TestTensor lens(kInt32, {1});
+  TestTensor tables(kInt32, {1, 1});
+  TestTensor selected(kInt32, {1, 1, 1});
+  TestTensor out({kDLFloat, 16, 1}, {1, 1, 1});
+  try {
+    PagedSelectAttention(query.View(kNpu), cache.View(kNpu), cache.View(kNpu), tables.View(kNpu),
+                         lens.View(kNpu), selected.View(kNpu), out.View(kNpu));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kNotImplementedError);
+    EXPECT_STREQ(error.what(), "paged_select_attention is not implemented on npu:1");
+  }
+}
+
 TEST_F(LoaderTest, RefusesATableOfAnotherVersion) {
   const std::string text = Select(kGpu, 2, 8, 100);
   EXPECT_EQ(text.find("NotImplementedError: quest_block_select_paged is not available on cuda:0"),
             0u);
-  EXPECT_NE(text.find("has version 3 of the backend table, not 2"), std::string::npos);
+  EXPECT_NE(text.find("has version 4 of the backend table, not 3"), std::string::npos);
 }
 
 TEST_F(LoaderTest, KnowsNoOtherDevices) {

@@ -1,6 +1,7 @@
 // The operators end to end in C++, for the sanitizers: on every SIMD target, dtype and thread
 // count, over random layouts with exactly sized buffers, with small integers, whose sums are exact,
-// so that results must match to the bit. Rounding, NaN and the rest are the Python tests' business.
+// so that results must match to the bit, but for the means of an attention. Rounding, NaN and the
+// rest are the Python tests' business.
 
 #include <gtest/gtest.h>
 
@@ -14,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "select_attn_ops/paged_select_attention.h"
 #include "select_attn_ops/quest_block_select_paged.h"
 #include "select_attn_ops/quest_prefill_metadata.h"
 #include "select_attn_ops/runtime.h"
@@ -406,6 +408,98 @@ TEST_P(OperatorsTest, QuestBlockSelectPagedAndTables) {
       const int32_t* row_of_tables = tables.data<int32_t>() + row * k;
       EXPECT_EQ(std::vector<int32_t>(row_of_tables, row_of_tables + k), blocks);
       EXPECT_EQ(lens.data<int32_t>()[row], num_tokens);
+    }
+  }
+}
+
+// Logits so far apart that all but the tokens with the largest vanish: results are means of values.
+TEST_P(OperatorsTest, PagedSelectAttention) {
+  const DType dtype = std::get<1>(GetParam());
+  const double tolerance = dtype == DType::kFloat32 ? 1e-5 : dtype == DType::kFloat16 ? 5e-3 : 4e-2;
+  // That many units of log(2), so that logits in these are exact too.
+  const double scale = 256 * std::log(2.0);
+  for (int round = 0; round < 16; ++round) {
+    Batch c = MakeBatch(round);
+    if (round % 8 == 5) {  // blocks that are cut
+      c.block_size = 1100;
+      for (int32_t& seq_len : c.seq_lens) {
+        seq_len = static_cast<int32_t>(Random(0, c.kv_columns * c.block_size));
+      }
+    }
+    const int64_t heads = c.group * c.num_kv_heads;
+    const int64_t k = Random(1, std::min<int64_t>(c.kv_columns + 3, 12));
+    const std::vector<int64_t> cache = {c.kv_blocks, c.block_size, c.num_kv_heads, c.head_dim};
+    Values query(dtype, {c.batch, heads, c.head_dim}, {0, 1, 2}, Random(0, 1) * Random(1, 9));
+    Values keys = MakeCache(cache);
+    Values values = MakeCache(cache);
+    for (Values* filled : {&query, &keys, &values}) filled->Fill([&] { return SmallInteger(); });
+    std::vector<int32_t> selected;
+    for (int64_t row = 0; row < c.batch * c.num_kv_heads; ++row) {
+      const int64_t seq_len = c.seq_lens[static_cast<size_t>(row / c.num_kv_heads)];
+      for (int64_t i = 0; i < k; ++i) {
+        const int64_t last = (seq_len + c.block_size - 1) / c.block_size - 1;
+        selected.push_back(static_cast<int32_t>(Random(-1, last)));
+      }
+    }
+    TestTensor tables = TestTensor::Int32({c.batch, c.kv_columns}, c.block_tables);
+    TestTensor seq_lens = TestTensor::Int32({c.batch}, c.seq_lens);
+    TestTensor indices = TestTensor::Int32({c.batch, c.num_kv_heads, k}, selected);
+    PagedSelectAttentionOptions options;
+    options.scale = scale;
+    const auto attend = [&](TestTensor& out, TestTensor& lse) {
+      const DLTensor lse_view = lse.View();
+      options.lse = &lse_view;
+      PagedSelectAttention(query.View(), keys.View(), values.View(), tables.View(), seq_lens.View(),
+                           indices.View(), out.View(), options);
+    };
+    TestTensor out(TypeOf(dtype), {c.batch, heads, c.head_dim}, 0xAB);
+    TestTensor lse(TypeOf(DType::kFloat32), {c.batch, heads}, 0xAB);
+    SetNumThreads(1);
+    attend(out, lse);
+    TestTensor other_out(TypeOf(dtype), {c.batch, heads, c.head_dim}, 0xCD);
+    TestTensor other_lse(TypeOf(DType::kFloat32), {c.batch, heads}, 0xCD);
+    SetNumThreads(Random(2, 5));
+    attend(other_out, other_lse);
+    ASSERT_EQ(out.bytes(), other_out.bytes()) << "round " << round;
+    ASSERT_EQ(lse.bytes(), other_lse.bytes()) << "round " << round;
+
+    for (int64_t row = 0; row < c.batch * heads; ++row) {
+      const int64_t b = row / heads;
+      const int64_t n = row % heads / c.group;
+      double best = 0;
+      double count = 0;
+      std::vector<double> sums(static_cast<size_t>(c.head_dim));
+      for (int64_t i = 0; i < k; ++i) {
+        const int64_t j = selected[static_cast<size_t>((b * c.num_kv_heads + n) * k + i)];
+        const int64_t left = c.seq_lens[static_cast<size_t>(b)] - j * c.block_size;
+        for (int64_t t = 0; j >= 0 && t < std::min(left, c.block_size); ++t) {
+          const int64_t place = c.block_tables[static_cast<size_t>(b * c.kv_columns + j)];
+          double logit = 0;
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            logit += double{query.At({b, row % heads, d})} * double{keys.At({place, t, n, d})};
+          }
+          if (count > 0 && logit < best) continue;
+          if (count == 0 || logit > best) {
+            best = logit;
+            count = 0;
+            std::fill(sums.begin(), sums.end(), 0.0);
+          }
+          ++count;
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            sums[static_cast<size_t>(d)] += double{values.At({place, t, n, d})};
+          }
+        }
+      }
+      for (int64_t d = 0; d < c.head_dim; ++d) {
+        const double mean = count == 0 ? 0 : sums[static_cast<size_t>(d)] / count;
+        ASSERT_NEAR(out.Get(row * c.head_dim + d), mean, tolerance) << "round " << round;
+      }
+      const double expected = scale * best + std::log(count);
+      if (count == 0) {
+        ASSERT_EQ(double{lse.Get(row)}, expected);
+      } else {
+        ASSERT_NEAR(lse.Get(row), expected, 1e-5 * (std::fabs(expected) + 1));
+      }
     }
   }
 }

@@ -56,6 +56,19 @@ class TablesProblem:
     block_size: int
 
 
+@dataclass(frozen=True)
+class AttentionProblem:
+    """Attention over whole blocks, each KV head's own."""
+
+    query: torch.Tensor
+    """``[B, H, D]``."""
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    """``[num_kv_blocks, block_size, N, D]``."""
+    places: torch.Tensor
+    """``[B, N, k]``, blocks of the pool."""
+
+
 def scores(p: SelectionProblem) -> torch.Tensor:
     """Scores of all blocks, ``[B, N, longest]``, float32; infinite where a block is forced."""
     batch, num_heads, head_dim = p.query.shape
@@ -99,10 +112,28 @@ def block_tables(p: TablesProblem) -> tuple[torch.Tensor, torch.Tensor]:
     return tables, tokens.clamp(max=p.block_size).sum(-1, dtype=torch.int32)
 
 
+def attend(p: AttentionProblem) -> torch.Tensor:
+    """`paged_select_attention`, with a copy of what is selected."""
+    head = torch.arange(p.places.shape[1], device=p.places.device)[:, None]
+    keys, values = (cache[p.places, :, head].flatten(2, 3) for cache in (p.k_cache, p.v_cache))
+    return attend_densely(p.query, keys, values)
+
+
+def attend_densely(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of ``[B, H, D]`` to keys and values ``[B, N, tokens, D]``.
+
+    The heads of a group take the place of query tokens, so that keys are read once for all.
+    """
+    groups = query.view(len(query), keys.shape[1], -1, query.shape[2])
+    result = torch.nn.functional.scaled_dot_product_attention(groups, keys, values)
+    return result.flatten(1, 2)
+
+
 FUNCTIONS: dict[type, Callable[[Any], object]] = {
     SelectionProblem: select,
     MetadataProblem: prefill_metadata,
     TablesProblem: block_tables,
+    AttentionProblem: attend,
 }
 """torch's way to solve each kind of problem."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import (
+    paged_select_attention,
     quest_block_select_paged,
     quest_block_select_paged_workspace_size,
     quest_prefill_metadata,
@@ -27,6 +28,7 @@ MAX_SETS_CUDA = 4096
 SELECT = "quest_block_select_paged"
 PREFILL = "quest_prefill_metadata"
 TABLES = "selected_block_tables"
+ATTEND = "paged_select_attention"
 
 
 # By no operator, out of normal numbers.
@@ -94,13 +96,13 @@ class Shape:
 
     def __str__(self) -> str:
         parts = [f"B={self.batch}"]
-        if self.operator == SELECT:
+        if self.operator in (SELECT, ATTEND):
             parts.append(f"H={self.num_heads}")
         parts.append(f"N={self.num_kv_heads}")
         if self.operator != TABLES:
             parts.append(f"D={self.head_dim}")
         parts += [f"tokens={self.lengths}", f"block={self.block_size}"]
-        if self.operator != TABLES:
+        if self.operator in (SELECT, PREFILL):
             parts.append(f"R={self.rows_per_metadata_block}")
         if self.operator != PREFILL:
             parts.append(f"k={self.k}")
@@ -243,7 +245,12 @@ def _numbers(counts: Sequence[int], device: torch.device) -> tuple[torch.Tensor,
 
 def build(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     """Make the data of a case: sets of inputs of `rotated_bytes` or so in all; 0 for one set."""
-    builders = {SELECT: _build_select, PREFILL: _build_prefill, TABLES: _build_tables}
+    builders = {
+        SELECT: _build_select,
+        PREFILL: _build_prefill,
+        TABLES: _build_tables,
+        ATTEND: _build_attend,
+    }
     return builders[spec.shape.operator](spec, device, rotated_bytes)
 
 
@@ -454,4 +461,65 @@ def _build_tables(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
                 raise WrongResultError(f"{name} are not the reference's")
 
     work = sum(map(touched_bytes, touched[0]))
+    return _case(spec, calls, touched, work, problems, check, device)
+
+
+def _selected_places(
+    order: torch.Tensor, heads: int, k: int, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks for every KV head of every request, ``[B, N, k]``, and the requests' own tables.
+
+    `order` are the requests' blocks in the pool, ``[B, blocks]``. Heads take other blocks as long
+    as there are any, and with another `first` other ones again.
+    """
+    slots = (torch.arange(heads)[:, None] + first) * k + torch.arange(k)
+    numbers = (slots % order.shape[1]).int()
+    return numbers.expand(len(order), -1, -1).contiguous(), order.int()
+
+
+def _build_attend(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
+    s, dtype = spec.shape, DTYPES[spec.dtype]
+    heads, blocks = s.num_kv_heads, s.num_blocks[0]
+    assert len(set(s.seq_lens)) == 1, "requests of one length"
+    if s.layout == "half_of_last":
+        both = _noise((s.batch * blocks, s.block_size, heads, 2 * s.head_dim), dtype, device)
+        keys, values = both[..., : s.head_dim], both[..., s.head_dim :]
+    else:
+        keys, values = (_pool(s.batch * blocks, s.block_size, s, dtype, device) for _ in range(2))
+    row_bytes = s.head_dim * dtype.itemsize
+    bytes_per_set = 2 * s.batch * heads * s.k * s.block_size * row_bytes
+    # So many sets have no row in common.
+    sets = min(_set_count(bytes_per_set, rotated_bytes, device), max(blocks // s.k, 1))
+    generator = torch.Generator().manual_seed(1)
+    seq_lens = torch.tensor(s.seq_lens, dtype=torch.int32, device=device)
+    query = _noise((s.batch, s.num_heads, s.head_dim), dtype, device)
+    out = torch.empty_like(query)
+    order = torch.randperm(s.batch * blocks, generator=generator).view(s.batch, blocks)
+    calls, touched, problems = [], [], []
+    for turn in range(sets):
+        selected, tables = _selected_places(order, heads, s.k, turn)
+        places = tables[torch.arange(s.batch)[:, None, None], selected.long()].long().to(device)
+        wide = torch.zeros(s.batch, max(blocks, s.table_blocks), dtype=torch.int32, device=device)
+        wide[:, :blocks] = tables.to(device)
+        arguments = (query, keys, values, wide, seq_lens, selected.to(device))
+        calls.append(functools.partial(paged_select_attention, *arguments, out=out))
+        # As many rows in as many places: whose they are does not matter to the speed of a read.
+        shared = max(heads * s.k // blocks, 1)
+        step = max(blocks // (heads * s.k), 1)
+        first = turn % (heads // shared) * shared
+        touched.append([pool[::step, :, first : first + shared] for pool in (keys, values)])
+        problems.append(alternatives.AttentionProblem(query, keys, values, places))
+
+    @functools.cache
+    def expected() -> torch.Tensor:
+        return alternatives.attend(problems[0])
+
+    def check() -> None:
+        out.fill_(_NEVER_WRITTEN)
+        calls[0]()
+        error = max(torch.finfo(dtype).eps * 4, 1e-5)
+        if not torch.allclose(out.float(), expected().float(), rtol=error, atol=error):
+            raise WrongResultError("out is not the reference's")
+
+    work = bytes_per_set + query.nbytes + out.nbytes
     return _case(spec, calls, touched, work, problems, check, device)

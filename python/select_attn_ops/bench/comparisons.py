@@ -13,8 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .. import runtime
-from .cases import SELECT, Shape, Spec, build
+from .. import (
+    paged_select_attention,
+    quest_block_select_paged,
+    quest_prefill_metadata,
+    runtime,
+)
+from .alternatives import attend_densely
+from .cases import SELECT, Shape, Spec, WrongResultError, build
 from .measuring import Contender, Turns, by_turn, interleave
 from .runner import Result, Runner
 from .stopwatch import Laps
@@ -140,6 +146,129 @@ def _between_torch_here(batch: int, rounds: int) -> float:
     return statistics.median(ratios)
 
 
+@dataclass(frozen=True)
+class DecodeStep:
+    """One request of a decoding engine, its cache in blocks and in one piece."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    """``[1, N, tokens, D]``."""
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+    maxblocks: torch.Tensor
+    minblocks: torch.Tensor
+    selected: torch.Tensor
+    every_block: torch.Tensor
+
+    HEADS, KV_HEADS, DIM, BLOCK, K = 32, 8, 128, 128, 16
+
+    @classmethod
+    def of(cls, tokens: int) -> DecodeStep:
+        """Make one of random keys and values, in bfloat16."""
+        blocks = tokens // cls.BLOCK
+        generator = torch.Generator().manual_seed(0)
+        tile = torch.randn(1_000_003, generator=generator).bfloat16()
+        keys, values = (
+            tile.roll(shift)
+            .repeat(-(-tokens * cls.KV_HEADS * cls.DIM // len(tile)))[
+                : tokens * cls.KV_HEADS * cls.DIM
+            ]
+            .view(1, cls.KV_HEADS, tokens, cls.DIM)
+            for shift in (0, 77)
+        )
+        places = torch.randperm(blocks, generator=generator)
+
+        def paged(dense: torch.Tensor) -> torch.Tensor:
+            pool = torch.empty(blocks, cls.BLOCK, cls.KV_HEADS, cls.DIM, dtype=dense.dtype)
+            for j, place in enumerate(places.tolist()):
+                pool[place] = dense[0, :, j * cls.BLOCK : (j + 1) * cls.BLOCK].transpose(0, 1)
+            return pool
+
+        every_block = torch.arange(blocks, dtype=torch.int32).expand(1, cls.KV_HEADS, blocks)
+        maxblocks, minblocks = (
+            torch.empty(blocks, 1, cls.KV_HEADS, cls.DIM, dtype=torch.bfloat16) for _ in range(2)
+        )
+        step = cls(
+            torch.randn(1, cls.HEADS, cls.DIM, generator=generator).bfloat16(),
+            keys,
+            values,
+            paged(keys),
+            paged(values),
+            places.int()[None],
+            torch.tensor([tokens], dtype=torch.int32),
+            maxblocks,
+            minblocks,
+            torch.empty(1, cls.KV_HEADS, cls.K, dtype=torch.int32),
+            every_block.contiguous(),
+        )
+        step.update(None)
+        return step
+
+    def update(self, known: torch.Tensor | None) -> None:
+        """Write the metadata, all of it or what is not known."""
+        metadata = (self.block_tables, self.maxblocks, self.minblocks)
+        quest_prefill_metadata(
+            self.k_cache, self.block_tables, self.seq_lens, *metadata, metadata_seq_lens=known
+        )
+
+    def sparse(self) -> torch.Tensor:
+        """Update the last block's metadata, select blocks and attend to them."""
+        self.update(self.seq_lens - 1)
+        metadata = (self.maxblocks, self.minblocks, self.block_tables, self.seq_lens)
+        quest_block_select_paged(self.query, *metadata, out=self.selected, block_size=self.BLOCK)
+        return self.attend(self.selected)
+
+    def attend(self, selected: torch.Tensor) -> torch.Tensor:
+        """Attend to blocks."""
+        tables = (self.block_tables, self.seq_lens, selected)
+        out: torch.Tensor
+        out = paged_select_attention(self.query, self.k_cache, self.v_cache, *tables)
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """Attend to all blocks by the same kernel."""
+        return self.attend(self.every_block)
+
+    def torch_dense(self) -> torch.Tensor:
+        """Attend to all tokens by torch, keys and values in one piece."""
+        return attend_densely(self.query, self.keys, self.values)
+
+    def check(self) -> None:
+        """Compare with torch's attention, over everything and over what is selected."""
+        self.sparse()
+        numbers = (self.selected[0, :, :, None] * self.BLOCK + torch.arange(self.BLOCK)).flatten(1)
+        places = numbers.long()[None, :, :, None].expand(-1, -1, -1, self.DIM)
+        selected = (part.gather(2, places) for part in (self.keys, self.values))
+        for actual, expected in (
+            (self.dense(), self.torch_dense()),
+            (self.attend(self.selected), attend_densely(self.query, *selected)),
+        ):
+            if not torch.allclose(actual.float(), expected.float(), rtol=0.03, atol=0.003):
+                raise WrongResultError("out is not the reference's")
+
+
+def decode_step(runner: Runner) -> list[Finding]:
+    """A whole step over attention to every block, and over torch's on a contiguous cache."""
+    found = []
+    small = runner.effort.small
+    for tokens, limit in [(4 * _K, 1)] if small else [(32 * _K, 8), (128 * _K, 25), (512 * _K, 50)]:
+        step = DecodeStep.of(tokens)
+        with runner.setting():
+            step.sparse()
+            step.check()
+            ways = (step.sparse, step.dense, step.torch_dense)
+            contenders = [Contender(by_turn([way]), runner.simd_target) for way in ways]
+            (times, *others), _ = interleave(runner.clock, contenders, Turns(1), runner.effort)
+        for name, other in zip(("every block", "torch, contiguous"), others, strict=True):
+            ratio = statistics.median(own / dense for own, dense in zip(times, other, strict=True))
+            what = f"update, select, attend over attention to {name}, {tokens // _K}k tokens"
+            found.append(Finding("line 12", what, ratio, 1 / limit))
+    return found
+
+
 def beside_alternatives(results: Sequence[Result]) -> list[Finding]:
     """The time of an operator over that of the fastest alternative, where it is worst."""
     ratios = []
@@ -171,6 +300,7 @@ COMPARISONS: dict[str, Callable[[Runner], list[Finding]]] = {
     "line 7: overhead of a call": call_overhead,
     "line 8: long beside longer": linearity,
     "line 9: between torch operators": between_torch,
+    "line 12: decode step": decode_step,
 }
 """By the name that ``--filter`` looks at."""
 

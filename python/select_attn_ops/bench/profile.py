@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from .cases import PREFILL, SELECT, Case, Shape, Spec
+from .cases import ATTEND, PREFILL, SELECT, Case, Shape, Spec
 from .runner import Runner
 from .stopwatch import Laps
 
@@ -13,7 +13,11 @@ _CALLS = 60
 
 # Half a mebibyte, which the second-level cache of a processor holds and the first-level one does
 # not.
-_IN_CACHE = {SELECT: Shape(SELECT, (16 << 10,)), PREFILL: Shape(PREFILL, (256,), rows=1)}
+_IN_CACHE = {
+    SELECT: Shape(SELECT, (16 << 10,)),
+    PREFILL: Shape(PREFILL, (256,), rows=1),
+    ATTEND: Shape(ATTEND, (1024,), num_heads=4, num_kv_heads=1, rows=1, k=8),
+}
 
 
 def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
@@ -24,7 +28,7 @@ def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
     runner : Runner
         Measures.
     specs : sequence of Spec
-        The cases, of `SELECT` and `PREFILL`.
+        The cases, of `SELECT`, `PREFILL` and `ATTEND`.
 
     Yields
     ------

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .cases import PREFILL, SELECT, TABLES, Shape, Spec
+from .cases import ATTEND, PREFILL, SELECT, TABLES, Shape, Spec
 
 _K, _M = 1 << 10, 1 << 20
 
 # KV blocks that tables have room for on a GPU, where a launch must not depend on lengths.
 TABLE_BLOCKS = 8192
 _WIDE = Shape(SELECT, (_M,), table_blocks=TABLE_BLOCKS)
+
+# 64 MiB of selected keys and values in bfloat16; every KV head has blocks of its own.
+_ATTENTION = Shape(ATTEND, (16 * _K,) * 8, rows=1)
 
 # The requests of a batch of which one is 100 times as long as the others.
 _ONE_LONG = (100, *[1] * 99)
@@ -44,6 +47,8 @@ def _speed() -> list[Spec]:
         Spec(strided, label="line 5", compiled=True),
         Spec(select, simd_target="AVX2", label="line 10"),
         Spec(prefill, simd_target="AVX2", label="line 10"),
+        Spec(_ATTENTION, label="line 11"),
+        Spec(replace(_ATTENTION, layout="heads_outside"), label="line 11", compiled=True),
     ]
     return specs
 
@@ -93,8 +98,16 @@ def _shapes() -> list[Spec]:
     add("scattered blocks", scattered, replace(scattered, seq_lens=(64 * _K,) * 16))
     add("scattered blocks", replace(scattered, operator=PREFILL, seq_lens=(_M,)))
     add("tables", Shape(TABLES, (128 * _K,) * 256, k=64))
-    specs = [Spec(shape, label=label) for label, shape in shapes]
-    specs += [Spec(shape, "fp32", label="float32") for shape in (select, prefill)]
+    add("values beside keys", replace(_ATTENTION, layout="half_of_last"))
+    for group in (1, 7, 16):
+        add("group size", replace(_ATTENTION, num_heads=group * 8, layout="heads_outside"))
+    for head_dim in (64, 80, 256):
+        add("head dim", replace(_ATTENTION, head_dim=head_dim, layout="heads_outside"))
+    add("block size", replace(_ATTENTION, block_size=16, k=128))
+    add("one request", replace(_ATTENTION, seq_lens=(128 * _K,), k=128))
+    specs = [Spec(replace(_ATTENTION, layout="heads_outside"), "fp16", label="float16")]
+    specs += [Spec(shape, label=label) for label, shape in shapes]
+    specs += [Spec(shape, "fp32", label="float32") for shape in (select, prefill, _ATTENTION)]
     return specs
 
 
@@ -149,6 +162,8 @@ def on_cuda(specs: Iterable[Spec]) -> list[Spec]:
     """What there is to measure of them on a CUDA device, with tables as wide as an engine's."""
     changed = []
     for spec in specs:
+        if spec.shape.operator == ATTEND:  # the backend does not have it
+            continue
         shape = replace(spec.shape, table_blocks=TABLE_BLOCKS)
         # The lines of the table of speed that are the CPU's have other targets.
         label = "speed" if spec.label.startswith("line ") else spec.label
