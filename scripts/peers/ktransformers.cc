@@ -32,8 +32,8 @@ struct Selector {
 extern "C" {
 
 // A cache of `num_blocks` blocks whose summaries, "anchors", are a maximum and a minimum per head,
-// for requests of up to `width` blocks. Its blocks have one token each, and there are no more tokens
-// than `width`: the selection reads none, and depends on neither.
+// for requests of up to `width` blocks. Its blocks have one token each, and there are no more
+// tokens than `width`: the selection reads none, and depends on neither.
 void* ktransformers_create(int batch, int width, int num_heads, int head_dim, int num_blocks,
                            int num_threads) {
   KVCacheConfig config;
