@@ -48,7 +48,6 @@ std::string WhyNot() {
   return count == 0 ? "there is no CUDA device" : "";
 }
 
-// By name, so that what is not here is no operator of the backend.
 BackendTable MakeTable() {
   BackendTable table = {};
   table.version = BackendTable::kVersion;
@@ -56,6 +55,7 @@ BackendTable MakeTable() {
   table.quest_prefill_metadata = QuestPrefillMetadata();
   table.quest_block_select_paged = QuestBlockSelectPaged();
   table.selected_block_tables = SelectedBlockTables();
+  table.paged_select_attention = PagedSelectAttention();
   table.read_device_memory = ReadDeviceMemory();
   return table;
 }

@@ -10,6 +10,7 @@ namespace select_attn::cuda {
 BackendOperator<QuestPrefillMetadataParams> QuestPrefillMetadata();
 BackendOperator<QuestBlockSelectPagedParams> QuestBlockSelectPaged();
 BackendOperator<SelectedBlockTablesParams> SelectedBlockTables();
+BackendOperator<PagedSelectAttentionParams> PagedSelectAttention();
 BackendOperator<ReadDeviceMemoryParams> ReadDeviceMemory();
 
 }  // namespace select_attn::cuda

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "select_attn_ops/common.h"
+
 namespace select_attn::cuda {
 
 constexpr int kVectorBytes = 16;
@@ -50,7 +52,7 @@ __host__ __device__ To BitCast(const From& from) {
 }
 
 // What the kernels do with a word of elements: Max and Min element by element, and Widen, exactly,
-// into kPerWord floats.
+// into kPerWord floats. Narrow makes an element of a float, the nearest there is.
 struct Float16 {
   using Bits = uint16_t;
   static constexpr int kPerWord = 2;
@@ -66,6 +68,7 @@ struct Float16 {
     floats[0] = both.x;
     floats[1] = both.y;
   }
+  __device__ static Bits Narrow(float value) { return BitCast<Bits>(__float2half_rn(value)); }
 };
 
 struct BFloat16 {
@@ -82,6 +85,7 @@ struct BFloat16 {
     floats[0] = BitCast<float>(word << 16);
     floats[1] = BitCast<float>(word & 0xFFFF0000u);
   }
+  __device__ static Bits Narrow(float value) { return BitCast<Bits>(__float2bfloat16_rn(value)); }
 };
 
 struct Float32 {
@@ -95,7 +99,22 @@ struct Float32 {
     return BitCast<uint32_t>(MinOrNaN(BitCast<float>(a), BitCast<float>(b)));
   }
   __device__ static void Widen(uint32_t word, float* floats) { floats[0] = BitCast<float>(word); }
+  __device__ static Bits Narrow(float value) { return BitCast<Bits>(value); }
 };
+
+// Calls `run` with the element that a dtype names.
+template <class Run>
+const char* ForElement(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return run(Float16());
+    case DType::kBFloat16:
+      return run(BFloat16());
+    case DType::kFloat32:
+      return run(Float32());
+  }
+  return "unknown dtype";
+}
 
 template <class Element>
 constexpr int kPerVector = kWordsPerVector * Element::kPerWord;

@@ -278,15 +278,8 @@ const char* RunFor(const QuestBlockSelectPagedParams& p, DLDevice device, Stream
 }
 
 const char* Run(const QuestBlockSelectPagedParams& p, DLDevice device, Stream stream) {
-  switch (p.dtype) {
-    case DType::kFloat16:
-      return RunFor<Float16>(p, device, stream);
-    case DType::kBFloat16:
-      return RunFor<BFloat16>(p, device, stream);
-    case DType::kFloat32:
-      return RunFor<Float32>(p, device, stream);
-  }
-  return "unknown dtype";
+  return ForElement(p.dtype,
+                    [&](auto element) { return RunFor<decltype(element)>(p, device, stream); });
 }
 
 }  // namespace

@@ -94,8 +94,8 @@ def paged_select_attention(
         does not exist in its request, or a table entry that is read lies outside the pool.
         Devices cannot look: they clamp lengths and leave such blocks out.
     NotImplementedError
-        If there is no backend for the device, or a limit of it is exceeded. So far only the CPU
-        has this operator.
+        If there is no backend for the device, a limit of it is exceeded, or, as on Ascend, it has
+        no such operator.
     RuntimeError
         If the device itself fails. Only then may anything have been written.
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -42,8 +43,9 @@ class CudaKernelsTest : public testing::TestWithParam<DType>, protected RandomCa
 
   // One workspace for all calls of a test, whatever their shapes: what one leaves behind meets the
   // counters of the next.
-  void SetWorkspace(QuestBlockSelectPagedParams& p) {
-    const int64_t bytes = QuestBlockSelectPaged().workspace_size(p, kDevice);
+  template <typename Params>
+  void SetWorkspace(const BackendOperator<Params>& op, Params& p) {
+    const int64_t bytes = op.workspace_size(p, kDevice);
     workspace_.resize(std::max(workspace_.size(), static_cast<size_t>(bytes) / 4));
     p.workspace = workspace_.data();
     p.workspace_bytes = bytes;
@@ -102,7 +104,7 @@ TEST_P(CudaKernelsTest, QuestBlockSelectPaged) {
     QuestBlockSelectPagedParams p = SelectParams(c, GetParam(), group, k, query, max, min, out);
     if (round % 3 == 1) p.metadata_seq_lens = c.known.data();
     if (round % 3 == 2) p.tokens_since_metadata_update = Random(0, 2 * c.block_size);
-    SetWorkspace(p);
+    SetWorkspace(QuestBlockSelectPaged(), p);
     ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
     ASSERT_EQ(out, ExpectedSelection(c, p, query, max, min)) << "round " << round;
     ASSERT_TRUE(WorkspaceIsReady()) << "round " << round;
@@ -155,7 +157,7 @@ TEST_P(CudaKernelsTest, SelectsFromLongRows) {
     p.seq_lens = &seq_len;
     std::vector<int32_t> out(static_cast<size_t>(k), -77);
     p.selected_indices = out.data();
-    SetWorkspace(p);
+    SetWorkspace(QuestBlockSelectPaged(), p);
     ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
     ASSERT_TRUE(WorkspaceIsReady());
     for (int64_t i = 0; i < k; ++i) {
@@ -201,7 +203,7 @@ TEST_P(CudaKernelsTest, SelectsWhatOtherThreadBlocksScored) {
     p.selected_indices = out.data();
     p.selected_indices_strides[0] = kHeads * kCount;
     p.selected_indices_strides[1] = kCount;
-    SetWorkspace(p);
+    SetWorkspace(QuestBlockSelectPaged(), p);
     ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
     ASSERT_TRUE(WorkspaceIsReady());
     for (size_t i = 0; i < out.size(); ++i) {  // all scores are equal
@@ -243,7 +245,7 @@ TEST_P(CudaKernelsTest, ListsNoBlockWithoutAScore) {
       p.seq_lens = &seq_len;
       std::vector<int32_t> out(static_cast<size_t>(k), -77);
       p.selected_indices = out.data();
-      SetWorkspace(p);
+      SetWorkspace(QuestBlockSelectPaged(), p);
       ASSERT_STREQ(QuestBlockSelectPaged().run(p, kDevice, nullptr), nullptr);
       for (int64_t i = 0; i < k; ++i) {
         const int64_t listed = is_tied ? kRows + i : 2 * kRows - 1 - i;
@@ -253,20 +255,234 @@ TEST_P(CudaKernelsTest, ListsNoBlockWithoutAScore) {
   }
 }
 
+// Attention in float64, in the words of the contract, and what a call of the kernel gave.
+class CudaAttentionTest : public CudaKernelsTest {
+ protected:
+  // Of tokens that are selected: all others are NaN.
+  static void SetSelected(Pool& pool, int64_t block, int64_t token, int64_t head, int64_t dim,
+                          const std::function<float()>& draw) {
+    if (!std::isnan(pool.At(block, token, head, 0))) return;
+    for (int64_t d = 0; d < dim; ++d) pool.At(block, token, head, d) = draw();
+  }
+
+  // Selected tokens of row (b, n), as (physical block, token in it).
+  static std::vector<std::pair<int64_t, int64_t>> Tokens(const Batch& c, int64_t k, int64_t b,
+                                                         const int32_t* selected) {
+    std::vector<std::pair<int64_t, int64_t>> tokens;
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t j = selected[i];
+      if (j < 0 || j >= std::min(c.Blocks(c.SeqLen(b)), c.kv_columns)) continue;
+      const int64_t block = c.KvBlock(b, j);
+      if (block < 0 || block >= c.kv_blocks) continue;
+      for (int64_t t = 0; t < std::min(c.SeqLen(b) - j * c.block_size, c.block_size); ++t) {
+        tokens.emplace_back(block, t);
+      }
+    }
+    return tokens;
+  }
+
+  void Run(const Batch& c, int64_t batch, int64_t group, int64_t k, double scale) {
+    Pool query = MakePool(batch, 1, c.heads * group, c.dim);
+    Pool keys = MakePool(c.kv_blocks, c.block_size, c.heads, c.dim);
+    Pool values = MakePool(c.kv_blocks, c.block_size, c.heads, c.dim);
+    Pool out = MakePool(batch, 1, c.heads * group, c.dim);
+    std::vector<int32_t> selected(static_cast<size_t>(batch * c.heads * k));
+    for (size_t i = 0; i < selected.size(); ++i) {
+      const int64_t b = static_cast<int64_t>(i) / (c.heads * k);
+      const int64_t blocks = std::min(c.Blocks(c.SeqLen(b)), c.kv_columns);
+      selected[i] = static_cast<int32_t>(Random(-1, blocks));
+      if (Sometimes()) selected[i] = HostileNumber();
+    }
+    for (float& q : query.values) q = SmallInteger();
+    std::fill(keys.values.begin(), keys.values.end(), kNaN);
+    std::fill(values.values.begin(), values.values.end(), kNaN);
+    std::fill(out.values.begin(), out.values.end(), kNaN);
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t n = 0; n < c.heads; ++n) {
+        for (const auto& [block, t] : Tokens(c, k, b, &selected[At(b, c.heads, n, k)])) {
+          SetSelected(keys, block, t, n, c.dim, [&] { return SmallInteger(); });
+          SetSelected(values, block, t, n, c.dim, [&] { return SmallInteger(); });
+        }
+      }
+    }
+    for (Pool* pool : {&query, &keys, &values, &out}) pool->Store();
+
+    PagedSelectAttentionParams p = {};
+    p.batch = batch;
+    p.num_heads = c.heads * group;
+    p.num_kv_heads = c.heads;
+    p.head_dim = c.dim;
+    p.block_size = c.block_size;
+    p.num_kv_blocks = c.kv_blocks;
+    p.max_kv_blocks_per_request = c.kv_columns;
+    p.k = k;
+    p.scale = scale;
+    p.dtype = GetParam();
+    p.query = query.data();
+    p.query_strides[0] = query.strides[0];
+    p.query_strides[1] = query.strides[2];
+    p.k_cache = keys.data();
+    std::copy_n(keys.strides, 3, p.k_cache_strides);
+    p.v_cache = values.data();
+    std::copy_n(values.strides, 3, p.v_cache_strides);
+    p.block_tables = c.block_tables.data();
+    p.block_tables_stride = c.kv_columns;
+    p.seq_lens = c.seq_lens.data();
+    p.selected_indices = selected.data();
+    p.selected_indices_strides[0] = c.heads * k;
+    p.selected_indices_strides[1] = k;
+    p.out = out.data();
+    p.out_strides[0] = out.strides[0];
+    p.out_strides[1] = out.strides[2];
+    std::vector<float> lse(static_cast<size_t>(batch * p.num_heads), kNaN);
+    p.lse = lse.data();
+    p.lse_stride = p.num_heads;
+    SetWorkspace(PagedSelectAttention(), p);
+    ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
+    ASSERT_TRUE(WorkspaceIsReady());
+
+    const double rounding = p.dtype == DType::kFloat32   ? 0x1p-20
+                            : p.dtype == DType::kFloat16 ? 0x1p-11
+                                                         : 0x1p-8;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        const int64_t n = h / group;
+        const auto tokens = Tokens(c, k, b, &selected[At(b, c.heads, n, k)]);
+        std::vector<double> logits;
+        for (const auto& [block, t] : tokens) {
+          double dot = 0.0;
+          for (int64_t d = 0; d < c.dim; ++d) {
+            dot += double{query.At(b, 0, h, d)} * double{keys.At(block, t, n, d)};
+          }
+          logits.push_back(scale * dot);
+        }
+        const double maximum =
+            logits.empty() ? 0.0 : *std::max_element(logits.begin(), logits.end());
+        double weights = 0.0;
+        for (const double logit : logits) weights += std::exp(logit - maximum);
+        const double expected_lse = std::log(weights) + maximum;
+        const float got_lse = lse[static_cast<size_t>(b * p.num_heads + h)];
+        if (logits.empty()) {
+          ASSERT_EQ(got_lse, -kInfinity);
+        } else {
+          ASSERT_NEAR(got_lse, expected_lse, 1e-5 * std::max(1.0, std::abs(expected_lse)));
+        }
+        for (int64_t d = 0; d < c.dim; ++d) {
+          double expected = 0.0;
+          for (size_t i = 0; i < tokens.size(); ++i) {
+            const double value = values.At(tokens[i].first, tokens[i].second, n, d);
+            expected += std::exp(logits[i] - maximum) / weights * value;
+          }
+          const float got = out.tensor.Get(out.Index(b, 0, h, d));
+          ASSERT_NEAR(got, expected, rounding * std::abs(expected) + 1e-4)
+              << "request " << b << ", head " << h << ", channel " << d << ", tokens "
+              << tokens.size();
+        }
+      }
+    }
+  }
+
+ private:
+  static size_t At(int64_t b, int64_t heads, int64_t n, int64_t k) {
+    return static_cast<size_t>((b * heads + n) * k);
+  }
+};
+
+TEST_P(CudaAttentionTest, PagedSelectAttention) {
+  for (int round = 0; round < kRounds / 8; ++round) {  // its threads talk a lot
+    SCOPED_TRACE(round);
+    const Batch c = MakeBatch(round);
+    const double scales[] = {0.001, 0.05, -0.02, 1.0, 0.0};
+    Run(c, std::min<int64_t>(c.batch, 3), Sometimes() ? Random(9, 17) : Random(1, 8), Random(1, 20),
+        scales[Random(0, 4)]);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// More tokens than chunks of the smallest size.
+TEST_P(CudaAttentionTest, AttendsToLongSelections) {
+  Batch c = MakeBatch(0);
+  c.heads = 1;
+  c.dim = 8;
+  c.block_size = 64;
+  c.kv_columns = c.kv_blocks = 200;
+  c.seq_lens.assign(1, 200 * 64 - 1);
+  c.block_tables = Table(200, 200, false);
+  Run(c, 1, 1, 131, 0.05);
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionTest,
+                         testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32));
+
+// The rules for logits that are no finite numbers, over one token or several chunks of them.
+TEST_P(CudaAttentionTest, SpecialLogits) {
+  for (const int64_t tokens : {1, 2, 300}) {
+    for (const auto& [key, value, expected, expected_lse] :
+         std::vector<std::tuple<float, float, float, float>>{
+             {kNaN, 1.0f, kNaN, kNaN},
+             {kInfinity, 1.0f, kNaN, kNaN},
+             {-kInfinity, 1.0f, tokens == 1 ? kNaN : 2.0f, -kInfinity},
+             {-kInfinity, kInfinity, kNaN, -kInfinity},
+             {1.0f, kInfinity, kInfinity, 0.0f},
+             {1.0f, kNaN, kNaN, 0.0f}}) {
+      Pool query(GetParam(), 1, 1, 1, 8, false, 0, 0);
+      Pool keys(GetParam(), 1, tokens, 1, 8, false, 0, 0);
+      Pool values(GetParam(), 1, tokens, 1, 8, false, 0, 0);
+      query.At(0, 0, 0, 0) = 1.0f;
+      for (int64_t t = 0; t < tokens; ++t) values.At(0, t, 0, 0) = 2.0f;
+      keys.At(0, tokens - 1, 0, 0) = key;
+      values.At(0, tokens - 1, 0, 0) = value;
+      for (Pool* pool : {&query, &keys, &values}) pool->Store();
+      const int32_t zero = 0;
+      const auto seq_len = static_cast<int32_t>(tokens);
+      PagedSelectAttentionParams p = {};
+      p.batch = p.num_heads = p.num_kv_heads = p.num_kv_blocks = 1;
+      p.max_kv_blocks_per_request = p.k = 1;
+      p.head_dim = 8;
+      p.block_size = tokens;
+      p.scale = 1.0;
+      p.dtype = GetParam();
+      p.query = query.data();
+      p.k_cache = keys.data();
+      p.v_cache = values.data();
+      std::copy_n(keys.strides, 3, p.k_cache_strides);
+      std::copy_n(values.strides, 3, p.v_cache_strides);
+      p.block_tables = p.selected_indices = &zero;
+      p.seq_lens = &seq_len;
+      TestTensor out(TypeOf(p.dtype), {8});
+      float lse = 77.0f;
+      p.out = out.data<char>();
+      p.lse = &lse;
+      SetWorkspace(PagedSelectAttention(), p);
+      ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
+      const float got = out.Get(0);
+      ASSERT_TRUE(got == expected || (std::isnan(got) && std::isnan(expected)))
+          << got << " for " << expected << ", key " << key << ", " << tokens << " tokens";
+      ASSERT_EQ(std::isnan(lse), std::isnan(expected_lse)) << lse;
+      if (tokens == 1 && key == -kInfinity) {
+        ASSERT_EQ(lse, -kInfinity);
+      }
+    }
+  }
+}
+
 TEST(CudaLimitsTest, EveryOperatorAsksWhetherTheDeviceWillDo) {
   QuestPrefillMetadataParams prefill = {};
   QuestBlockSelectPagedParams select = {};
   SelectedBlockTablesParams tables = {};
-  prefill.head_dim = select.head_dim = 64;
-  select.k = tables.k = 1;
+  PagedSelectAttentionParams attend = {};
+  prefill.head_dim = select.head_dim = attend.head_dim = 64;
+  select.k = tables.k = attend.k = 1;
   emulated_device = {1, 0};
   EXPECT_EQ(QuestPrefillMetadata().unsupported(prefill, kDevice), nullptr);
   EXPECT_EQ(QuestBlockSelectPaged().unsupported(select, kDevice), nullptr);
   EXPECT_EQ(SelectedBlockTables().unsupported(tables, kDevice), nullptr);
+  EXPECT_EQ(PagedSelectAttention().unsupported(attend, kDevice), nullptr);
   emulated_device = {1, 0, "too old"};
   EXPECT_STREQ(QuestPrefillMetadata().unsupported(prefill, kDevice), "too old");
   EXPECT_STREQ(QuestBlockSelectPaged().unsupported(select, kDevice), "too old");
   EXPECT_STREQ(SelectedBlockTables().unsupported(tables, kDevice), "too old");
+  EXPECT_STREQ(PagedSelectAttention().unsupported(attend, kDevice), "too old");
   emulated_device = {};
 }
 

@@ -56,9 +56,12 @@ struct Pool {
     values.resize(static_cast<size_t>(tensor.shape()[0]));
   }
 
+  // Of an element, in the order of the memory.
+  int64_t Index(int64_t block, int64_t row, int64_t head, int64_t d) const {
+    return offset + block * strides[0] + row * strides[1] + head * strides[2] + d;
+  }
   float& At(int64_t block, int64_t row, int64_t head, int64_t d) {
-    return values[static_cast<size_t>(offset + block * strides[0] + row * strides[1] +
-                                      head * strides[2] + d)];
+    return values[static_cast<size_t>(Index(block, row, head, d))];
   }
   // Copies the values into memory.
   void Store() {

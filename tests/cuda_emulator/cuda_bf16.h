@@ -8,6 +8,9 @@
 
 #include "cuda_fp16.h"
 
+struct __nv_bfloat16 {
+  uint16_t x;
+};
 struct __nv_bfloat162 {
   uint16_t x, y;
 };
@@ -23,6 +26,12 @@ inline float BFloat16ToFloat(uint16_t bits) {
 
 }  // namespace cuda_emulator
 
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return {0x7FFF};
+  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
 inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
   using cuda_emulator::BFloat16ToFloat;
   return {cuda_emulator::LargerOrNaN(a.x, b.x, 0x7FFF, BFloat16ToFloat),

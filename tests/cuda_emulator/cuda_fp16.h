@@ -8,6 +8,9 @@
 
 #include "cuda_runtime.h"
 
+struct __half {
+  uint16_t x;
+};
 struct __half2 {
   uint16_t x, y;
 };
@@ -26,6 +29,19 @@ inline float HalfToFloat(uint16_t bits) {
     magnitude = std::ldexp(static_cast<float>(fraction + 0x400), exponent - 25);
   }
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+// The nearest, of two as near the one with an even last bit.
+inline uint16_t FloatToHalf(float value) {
+  constexpr float kFirstThatOverflows = 65520.0f;
+  if (std::isnan(value)) return 0x7FFF;
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  const float magnitude = std::fabs(value);
+  if (magnitude >= kFirstThatOverflows) return static_cast<uint16_t>(sign | 0x7C00);
+  const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
+  const auto units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  // A carry goes on into the exponent, which denormal numbers have none of.
+  return static_cast<uint16_t>(sign | ((exponent + 14) * 0x400 + units));
 }
 
 // The larger of two 16-bit floats, given how to widen them; `nan` if either is NaN.
@@ -53,6 +69,7 @@ inline __half2 __hmin2_nan(__half2 a, __half2 b) {
   return {cuda_emulator::SmallerOrNaN(a.x, b.x, 0x7FFF, HalfToFloat),
           cuda_emulator::SmallerOrNaN(a.y, b.y, 0x7FFF, HalfToFloat)};
 }
+inline __half __float2half_rn(float value) { return {cuda_emulator::FloatToHalf(value)}; }
 inline float2 __half22float2(__half2 both) {
   return {cuda_emulator::HalfToFloat(both.x), cuda_emulator::HalfToFloat(both.y)};
 }
