@@ -20,6 +20,8 @@ from common.layouts import CACHE_LAYOUTS, clone_with_storage, strided_copy
 from gen_data_quest_block_select_paged import gen_data_quest_block_select_paged
 from ref_quest_block_select_paged import quest_block_select_paged_ref
 from select_attn_ops import (
+    QuestDecoder,
+    paged_select_attention,
     quest_block_select_paged,
     quest_block_select_paged_workspace_size,
     quest_prefill_metadata,
@@ -589,6 +591,70 @@ def test_graph_replays_beside_eager_calls(device: torch.device) -> None:
     torch.cuda.synchronize()
     for each, case in zip((replayed, eager), cases, strict=True):
         each.assert_is(case.expected())
+
+
+def decode(decoder: QuestDecoder, case: Case, out: torch.Tensor) -> None:
+    decoder.step(case.query, case.tables, case.seq_lens, out=out)
+
+
+def make_decoder(case: Case) -> QuestDecoder:
+    keys = case.keys
+    return QuestDecoder(
+        keys,
+        keys.flip(-1).contiguous(),
+        num_heads=case.query.shape[1],
+        k=6,
+        max_batch=len(case.seq_lens),
+        max_blocks=case.tables.shape[1],
+    )
+
+
+@needs_gpu
+def test_decoder_in_a_graph(device: torch.device) -> None:
+    """A captured step, replayed with other lengths, tables and queries, is the CPU's step."""
+    case = make_case(0).map(lambda tensor: tensor.to(device))
+    decoder = make_decoder(case)
+    out = torch.empty_like(case.query)
+    graph = capture(lambda: decode(decoder, case, out))
+    for seed in range(1, 6):
+        fresh = make_case(seed)
+        fresh.keys.copy_(case.keys.cpu())  # the cache is the decoder's
+        case.refill(fresh)
+        on_cpu = make_decoder(fresh)
+        for each, of in ((decoder, case), (on_cpu, fresh)):
+            each.prefill(of.tables, (of.seq_lens - 1).clamp(min=0))
+        graph.replay()
+        expected = torch.empty_like(fresh.query)
+        decode(on_cpu, fresh, expected)
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+def test_decoder_neither_allocates_nor_synchronises(device: torch.device) -> None:
+    case = make_case(0).map(lambda tensor: tensor.to(device))
+    decoder = make_decoder(case)
+    out = torch.empty_like(case.query)
+    decode(decoder, case, out)
+    torch.cuda.synchronize()
+    allocated = torch.cuda.memory_stats(device)["allocation.all.allocated"]
+    with no_synchronisation():
+        decode(decoder, case, out)
+    assert torch.cuda.memory_stats(device)["allocation.all.allocated"] == allocated
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_has_the_same_bits_in_any_batch(dtype: torch.dtype, device: torch.device) -> None:
+    case = make_case(0, dtype=dtype).map(lambda tensor: tensor.to(device))
+    arguments = (case.query, case.keys, case.keys, case.tables, case.seq_lens)
+    selected = torch.arange(20, dtype=torch.int32, device=device).expand(4, 2, 20)
+    together = paged_select_attention(*arguments, selected)
+    for b in range(4):
+        query, tables, seq_lens = (arguments[i][b : b + 1] for i in (0, 3, 4))
+        alone = paged_select_attention(
+            query, case.keys, case.keys, tables, seq_lens, selected[b : b + 1]
+        )
+        assert torch.equal(alone, together[b : b + 1])
 
 
 # --- several devices

@@ -11,11 +11,13 @@ from .quest_block_select_paged import (
     quest_block_select_paged_in_out_w,
     quest_block_select_paged_workspace_size,
 )
+from .quest_decoder import QuestDecoder
 from .quest_prefill_metadata import quest_prefill_metadata
 from .runtime import get_num_threads, set_num_threads, version
 from .selected_block_tables import selected_block_tables
 
 __all__ = [
+    "QuestDecoder",
     "get_num_threads",
     "merge_attention_states",
     "paged_select_attention",
