@@ -109,7 +109,7 @@ def paged_select_attention(
     *Arithmetic* is float32, whatever the dtype, with a running maximum: large dot products do not
     overflow the softmax.
 
-    *Limits.* None on the CPU: any `D`, `block_size`, `k` and group size, pools beyond 2**31
+    *Limits.* None on the CPU: any `D`, `block_size`, ``k >= 1`` and group size, pools beyond 2**31
     elements, ``B == 0``. The result for a request depends neither on the number of threads nor on
     the batch.
 

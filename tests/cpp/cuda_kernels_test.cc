@@ -414,6 +414,57 @@ TEST_P(CudaAttentionTest, AttendsToLongSelections) {
 INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionTest,
                          testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32));
 
+// Rows that begin at any address are summed up in the order in which aligned ones are.
+TEST_P(CudaAttentionTest, HasTheSameBitsWhateverTheAlignment) {
+  constexpr int64_t kTokens = 300, kGroup = 3;
+  for (const int64_t dim : {8, 72, 256}) {
+    std::vector<float> numbers(static_cast<size_t>((kGroup + 2 * kTokens) * dim));
+    for (float& number : numbers) number = SmallInteger();
+    std::vector<std::vector<float>> results;
+    for (const int64_t gap : {0, 1}) {
+      Pool query(GetParam(), 1, 1, kGroup, dim, false, gap, gap);
+      Pool keys(GetParam(), 1, kTokens, 1, dim, false, gap, gap);
+      Pool values(GetParam(), 1, kTokens, 1, dim, false, gap, gap);
+      size_t next = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        for (int64_t h = 0; h < kGroup; ++h) query.At(0, 0, h, d) = numbers[next++];
+        for (int64_t t = 0; t < kTokens; ++t) {
+          keys.At(0, t, 0, d) = numbers[next++];
+          values.At(0, t, 0, d) = numbers[next++];
+        }
+      }
+      for (Pool* pool : {&query, &keys, &values}) pool->Store();
+      const int32_t zero = 0;
+      const int32_t seq_len = kTokens;
+      PagedSelectAttentionParams p = {};
+      p.batch = p.num_kv_heads = p.num_kv_blocks = p.max_kv_blocks_per_request = p.k = 1;
+      p.num_heads = kGroup;
+      p.head_dim = dim;
+      p.block_size = kTokens;
+      p.scale = 0.001;
+      p.dtype = GetParam();
+      p.query = query.data();
+      p.query_strides[1] = query.strides[2];
+      p.k_cache = keys.data();
+      p.v_cache = values.data();
+      std::copy_n(keys.strides, 3, p.k_cache_strides);
+      std::copy_n(values.strides, 3, p.v_cache_strides);
+      p.block_tables = p.selected_indices = &zero;
+      p.seq_lens = &seq_len;
+      TestTensor out(TypeOf(p.dtype), {kGroup * dim});
+      std::vector<float> result(kGroup, kNaN);
+      p.out = out.data<char>();
+      p.out_strides[1] = dim;
+      p.lse = result.data();
+      SetWorkspace(PagedSelectAttention(), p);
+      ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
+      for (int64_t i = 0; i < kGroup * dim; ++i) result.push_back(out.Get(i));
+      results.push_back(result);
+    }
+    ASSERT_EQ(results[0], results[1]) << dim;
+  }
+}
+
 // The rules for logits that are no finite numbers, over one token or several chunks of them.
 TEST_P(CudaAttentionTest, SpecialLogits) {
   for (const int64_t tokens : {1, 2, 300}) {
