@@ -37,7 +37,7 @@ constexpr int kHeadsAtOnce = 2;
 // Loads of a row whose sums are kept in registers at a time.
 constexpr int kLoadsAtOnce = 2;
 
-// 2 to the power of x, x <= 0 or NaN; 0 below 2^-126. Off by less than 2 units in the last place.
+// 2 to the power of x <= 0; 0 below 2^-126, NaN of NaN. Off by less than 2 units in the last place.
 HWY_INLINE VF Exp2(VF x) {
   const DF df;
   const hn::RebindToSigned<DF> di;
@@ -85,13 +85,10 @@ struct ComingRows {
 
   // Asks for what belongs to the elements that one Load at d reads.
   HWY_INLINE void Prefetch(int64_t token, int64_t d) const {
-    constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
-    const int64_t step = LoadSize();
-    if (step < kLine && d % kLine != 0) return;
-    for (int64_t line = d; line < d + step; line += kLine) {
+    ForEachLine<T>(d, [&](int64_t line) HWY_ATTR {
       PrefetchToL1(to_l1[token] + line);
       PrefetchToL2(to_l2[token] + line);
-    }
+    });
   }
 };
 
@@ -330,6 +327,8 @@ class Softmax {
     const int64_t lanes = Lanes();
     float* HWY_RESTRICT weights = weights_ + g * kTileTokens;
     std::fill(weights + count, weights + kTileTokens, -std::numeric_limits<float>::infinity());
+    // With a logit of NaN among them this may be too small, and a weight anything: the sum of the
+    // weights is NaN then, and so is the result.
     auto tile_largest = hn::Load(df, weights);
     for (int64_t t = lanes; t < kTileTokens; t += lanes) {
       tile_largest = hn::Max(tile_largest, hn::Load(df, weights + t));

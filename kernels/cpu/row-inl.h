@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/prefetch.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -45,6 +46,17 @@ HWY_INLINE VF LoadOnce(const float* HWY_RESTRICT from) {
 
 // Elements that one Load reads: two vectors of float32.
 HWY_INLINE int64_t LoadSize() { return static_cast<int64_t>(2 * hn::Lanes(DF())); }
+
+// Calls fn(i) with an element i of each cache line that what one Load at d reads covers or begins.
+template <typename T, typename F>
+HWY_INLINE void ForEachLine(int64_t d, F&& fn) {
+  constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
+  const int64_t step = LoadSize();
+  if (step < kLine && d % kLine != 0) return;
+  // A count, because GCC does not see that a loop up to d + step makes one turn.
+  const int64_t lines = step < kLine ? 1 : step / kLine;
+  for (int64_t i = 0; i < lines; ++i) fn(d + i * kLine);
+}
 
 // Load(from, a, b) widens LoadSize() elements into two vectors, in an order that is the loader's
 // own but the same for every row: rows loaded alike can be combined lane by lane.

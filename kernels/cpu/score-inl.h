@@ -95,18 +95,12 @@ struct ScoredRow {
 // Asks for what belongs to the elements that one Load at d reads, in the rows that come later.
 template <typename T>
 HWY_INLINE void PrefetchRows(const ScoredRow<T>& to_l1, const ScoredRow<T>& to_l2, int64_t d) {
-  constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
-  const int64_t step = LoadSize();
-  if (step < kLine && d % kLine != 0) return;
-  // A count, because GCC does not see that a loop up to d + step makes one turn.
-  const int64_t lines = step < kLine ? 1 : step / kLine;
-  for (int64_t i = 0; i < lines; ++i) {
-    const int64_t line = d + i * kLine;
+  ForEachLine<T>(d, [&](int64_t line) HWY_ATTR {
     PrefetchToL1(to_l1.max + line);
     PrefetchToL1(to_l1.min + line);
     PrefetchToL2(to_l2.max + line);
     PrefetchToL2(to_l2.min + line);
-  }
+  });
 }
 
 // The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one

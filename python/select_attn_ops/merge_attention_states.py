@@ -74,8 +74,8 @@ def merge_attention_states(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[An
         weight = xp.exp(lse - base)
         total = total + weight
         weight = weight[..., None]
-        term = xp.asarray(out, dtype=float32) * weight
-        result = result + xp.where(weight == 0, xp.zeros_like(term), term)
+        part = xp.asarray(out, dtype=float32)
+        result = result + weight * xp.where(weight == 0, xp.zeros_like(part), part)
     is_empty = total == 0
     total = xp.where(is_empty, xp.ones_like(total), total)
     result = xp.asarray(result / total[..., None], dtype=outs[0].dtype)

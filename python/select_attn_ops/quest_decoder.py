@@ -199,14 +199,7 @@ class QuestDecoder:
             Default: all but one of each request.
         """
         self._check(block_tables, seq_lens, computed_lens)
-        known = self._known_lens[: len(seq_lens)]
-        if computed_lens is None:
-            torch.sub(seq_lens, 1, out=known)
-            known.clamp_(min=0)  # slots of no tokens
-        else:
-            known.copy_(computed_lens)
-        self._to_full_blocks(known)
-        self._write_metadata(block_tables, self._full_tokens(seq_lens), known)
+        self._update(block_tables, seq_lens, computed_lens, self._full_tokens(seq_lens))
 
     def select(self, query: Tensor, block_tables: Tensor, seq_lens: Tensor) -> Tensor:
         """Select blocks: the one being filled, the newest full ones, the first, then the best.
@@ -224,21 +217,7 @@ class QuestDecoder:
             ``[B, N, k]``, int32: numbers of blocks in each request, -1 behind the last.
         """
         self._check(block_tables, seq_lens)
-        known = self._known_lens[: len(seq_lens)]
-        torch.sub(self._full_tokens(seq_lens), self._recent_tokens, out=known)
-        known.clamp_(min=0)
-        selected: Tensor = quest_block_select_paged(
-            query,
-            self.maxblocks,
-            self.minblocks,
-            block_tables,
-            seq_lens,
-            metadata_seq_lens=known,
-            block_size=self._block_size,
-            out=self._selected[: len(seq_lens)],
-            workspace=self._select_workspace,
-        )
-        return selected
+        return self._select(query, block_tables, seq_lens, self._full_tokens(seq_lens))
 
     def attend(
         self,
@@ -326,11 +305,13 @@ class QuestDecoder:
             on_cpu = seq_lens.is_cpu and len(seq_lens) > 0
             if is_dense and on_cpu and int(seq_lens.max()) > max_seq_len:
                 raise ValueError(f"a length exceeds max_seq_len, {max_seq_len}")
-        self.update(block_tables, seq_lens, computed_lens)
+        self._check(block_tables, seq_lens, computed_lens)
+        full = self._full_tokens(seq_lens)
+        self._update(block_tables, seq_lens, computed_lens, full)
         if is_dense:
             selected = self._every_block(seq_lens)
         else:
-            selected = self.select(query, block_tables, seq_lens)
+            selected = self._select(query, block_tables, seq_lens, full)
         return self.attend(query, block_tables, seq_lens, selected, out=out, lse=lse)
 
     def _check(
@@ -362,6 +343,36 @@ class QuestDecoder:
 
     def _to_full_blocks(self, lens: Tensor) -> Tensor:
         return lens.div_(self._block_size, rounding_mode="floor").mul_(self._block_size)
+
+    def _update(
+        self, block_tables: Tensor, seq_lens: Tensor, computed_lens: Tensor | None, full: Tensor
+    ) -> None:
+        known = self._known_lens[: len(seq_lens)]
+        if computed_lens is None:
+            torch.sub(seq_lens, 1, out=known)
+            known.clamp_(min=0)  # slots of no tokens
+        else:
+            known.copy_(computed_lens)
+        self._write_metadata(block_tables, full, self._to_full_blocks(known))
+
+    def _select(
+        self, query: Tensor, block_tables: Tensor, seq_lens: Tensor, full: Tensor
+    ) -> Tensor:
+        known = self._known_lens[: len(seq_lens)]
+        torch.sub(full, self._recent_tokens, out=known)
+        known.clamp_(min=0)
+        selected: Tensor = quest_block_select_paged(
+            query,
+            self.maxblocks,
+            self.minblocks,
+            block_tables,
+            seq_lens,
+            metadata_seq_lens=known,
+            block_size=self._block_size,
+            out=self._selected[: len(seq_lens)],
+            workspace=self._select_workspace,
+        )
+        return selected
 
     def _write_metadata(self, block_tables: Tensor, full: Tensor, known: Tensor | None) -> None:
         quest_prefill_metadata(

@@ -281,6 +281,48 @@ class CudaAttentionTest : public CudaKernelsTest {
     return tokens;
   }
 
+  // All but what says which blocks and tokens there are.
+  PagedSelectAttentionParams Params(int64_t batch, int64_t kv_heads, int64_t group, int64_t dim,
+                                    double scale, Pool& query, Pool& keys, Pool& values, Pool& out,
+                                    std::vector<float>& lse) {
+    PagedSelectAttentionParams p = {};
+    p.batch = batch;
+    p.num_heads = kv_heads * group;
+    p.num_kv_heads = kv_heads;
+    p.head_dim = dim;
+    p.scale = scale;
+    p.dtype = GetParam();
+    p.query = query.data();
+    p.query_strides[0] = query.strides[0];
+    p.query_strides[1] = query.strides[2];
+    p.k_cache = keys.data();
+    std::copy_n(keys.strides, 3, p.k_cache_strides);
+    p.v_cache = values.data();
+    std::copy_n(values.strides, 3, p.v_cache_strides);
+    p.out = out.data();
+    p.out_strides[0] = out.strides[0];
+    p.out_strides[1] = out.strides[2];
+    lse.assign(static_cast<size_t>(batch * p.num_heads), kNaN);
+    p.lse = lse.data();
+    p.lse_stride = p.num_heads;
+    return p;
+  }
+
+  // A call with one request of one block, whose `tokens` tokens are selected.
+  void AttendToOneBlock(int64_t group, int64_t tokens, int64_t dim, double scale, Pool& query,
+                        Pool& keys, Pool& values, Pool& out, std::vector<float>& lse) {
+    for (Pool* pool : {&query, &keys, &values}) pool->Store();
+    const int32_t first = 0;
+    const auto seq_len = static_cast<int32_t>(tokens);
+    PagedSelectAttentionParams p = Params(1, 1, group, dim, scale, query, keys, values, out, lse);
+    p.num_kv_blocks = p.max_kv_blocks_per_request = p.k = 1;
+    p.block_size = tokens;
+    p.block_tables = p.selected_indices = &first;
+    p.seq_lens = &seq_len;
+    SetWorkspace(PagedSelectAttention(), p);
+    ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
+  }
+
   void Run(const Batch& c, int64_t batch, int64_t group, int64_t k, double scale) {
     Pool query = MakePool(batch, 1, c.heads * group, c.dim);
     Pool keys = MakePool(c.kv_blocks, c.block_size, c.heads, c.dim);
@@ -307,36 +349,19 @@ class CudaAttentionTest : public CudaKernelsTest {
     }
     for (Pool* pool : {&query, &keys, &values, &out}) pool->Store();
 
-    PagedSelectAttentionParams p = {};
-    p.batch = batch;
-    p.num_heads = c.heads * group;
-    p.num_kv_heads = c.heads;
-    p.head_dim = c.dim;
+    std::vector<float> lse;
+    PagedSelectAttentionParams p =
+        Params(batch, c.heads, group, c.dim, scale, query, keys, values, out, lse);
     p.block_size = c.block_size;
     p.num_kv_blocks = c.kv_blocks;
     p.max_kv_blocks_per_request = c.kv_columns;
     p.k = k;
-    p.scale = scale;
-    p.dtype = GetParam();
-    p.query = query.data();
-    p.query_strides[0] = query.strides[0];
-    p.query_strides[1] = query.strides[2];
-    p.k_cache = keys.data();
-    std::copy_n(keys.strides, 3, p.k_cache_strides);
-    p.v_cache = values.data();
-    std::copy_n(values.strides, 3, p.v_cache_strides);
     p.block_tables = c.block_tables.data();
     p.block_tables_stride = c.kv_columns;
     p.seq_lens = c.seq_lens.data();
     p.selected_indices = selected.data();
     p.selected_indices_strides[0] = c.heads * k;
     p.selected_indices_strides[1] = k;
-    p.out = out.data();
-    p.out_strides[0] = out.strides[0];
-    p.out_strides[1] = out.strides[2];
-    std::vector<float> lse(static_cast<size_t>(batch * p.num_heads), kNaN);
-    p.lse = lse.data();
-    p.lse_stride = p.num_heads;
     SetWorkspace(PagedSelectAttention(), p);
     ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
     ASSERT_TRUE(WorkspaceIsReady());
@@ -411,9 +436,6 @@ TEST_P(CudaAttentionTest, AttendsToLongSelections) {
   Run(c, 1, 1, 131, 0.05);
 }
 
-INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionTest,
-                         testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32));
-
 // Rows that begin at any address are summed up in the order in which aligned ones are.
 TEST_P(CudaAttentionTest, HasTheSameBitsWhateverTheAlignment) {
   constexpr int64_t kTokens = 300, kGroup = 3;
@@ -433,32 +455,10 @@ TEST_P(CudaAttentionTest, HasTheSameBitsWhateverTheAlignment) {
           values.At(0, t, 0, d) = numbers[next++];
         }
       }
-      for (Pool* pool : {&query, &keys, &values}) pool->Store();
-      const int32_t zero = 0;
-      const int32_t seq_len = kTokens;
-      PagedSelectAttentionParams p = {};
-      p.batch = p.num_kv_heads = p.num_kv_blocks = p.max_kv_blocks_per_request = p.k = 1;
-      p.num_heads = kGroup;
-      p.head_dim = dim;
-      p.block_size = kTokens;
-      p.scale = 0.001;
-      p.dtype = GetParam();
-      p.query = query.data();
-      p.query_strides[1] = query.strides[2];
-      p.k_cache = keys.data();
-      p.v_cache = values.data();
-      std::copy_n(keys.strides, 3, p.k_cache_strides);
-      std::copy_n(values.strides, 3, p.v_cache_strides);
-      p.block_tables = p.selected_indices = &zero;
-      p.seq_lens = &seq_len;
-      TestTensor out(TypeOf(p.dtype), {kGroup * dim});
-      std::vector<float> result(kGroup, kNaN);
-      p.out = out.data<char>();
-      p.out_strides[1] = dim;
-      p.lse = result.data();
-      SetWorkspace(PagedSelectAttention(), p);
-      ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
-      for (int64_t i = 0; i < kGroup * dim; ++i) result.push_back(out.Get(i));
+      Pool out(GetParam(), 1, 1, kGroup, dim);
+      std::vector<float> result;
+      AttendToOneBlock(kGroup, kTokens, dim, 0.001, query, keys, values, out, result);
+      for (int64_t i = 0; i < kGroup * dim; ++i) result.push_back(out.tensor.Get(i));
       results.push_back(result);
     }
     ASSERT_EQ(results[0], results[1]) << dim;
@@ -483,39 +483,22 @@ TEST_P(CudaAttentionTest, SpecialLogits) {
       for (int64_t t = 0; t < tokens; ++t) values.At(0, t, 0, 0) = 2.0f;
       keys.At(0, tokens - 1, 0, 0) = key;
       values.At(0, tokens - 1, 0, 0) = value;
-      for (Pool* pool : {&query, &keys, &values}) pool->Store();
-      const int32_t zero = 0;
-      const auto seq_len = static_cast<int32_t>(tokens);
-      PagedSelectAttentionParams p = {};
-      p.batch = p.num_heads = p.num_kv_heads = p.num_kv_blocks = 1;
-      p.max_kv_blocks_per_request = p.k = 1;
-      p.head_dim = 8;
-      p.block_size = tokens;
-      p.scale = 1.0;
-      p.dtype = GetParam();
-      p.query = query.data();
-      p.k_cache = keys.data();
-      p.v_cache = values.data();
-      std::copy_n(keys.strides, 3, p.k_cache_strides);
-      std::copy_n(values.strides, 3, p.v_cache_strides);
-      p.block_tables = p.selected_indices = &zero;
-      p.seq_lens = &seq_len;
-      TestTensor out(TypeOf(p.dtype), {8});
-      float lse = 77.0f;
-      p.out = out.data<char>();
-      p.lse = &lse;
-      SetWorkspace(PagedSelectAttention(), p);
-      ASSERT_STREQ(PagedSelectAttention().run(p, kDevice, nullptr), nullptr);
-      const float got = out.Get(0);
+      Pool out(GetParam(), 1, 1, 1, 8);
+      std::vector<float> lse;
+      AttendToOneBlock(1, tokens, 8, 1.0, query, keys, values, out, lse);
+      const float got = out.tensor.Get(0);
       ASSERT_TRUE(got == expected || (std::isnan(got) && std::isnan(expected)))
           << got << " for " << expected << ", key " << key << ", " << tokens << " tokens";
-      ASSERT_EQ(std::isnan(lse), std::isnan(expected_lse)) << lse;
+      ASSERT_EQ(std::isnan(lse[0]), std::isnan(expected_lse)) << lse[0];
       if (tokens == 1 && key == -kInfinity) {
-        ASSERT_EQ(lse, -kInfinity);
+        ASSERT_EQ(lse[0], -kInfinity);
       }
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionTest,
+                         testing::Values(DType::kFloat16, DType::kBFloat16, DType::kFloat32));
 
 TEST(CudaLimitsTest, EveryOperatorAsksWhetherTheDeviceWillDo) {
   QuestPrefillMetadataParams prefill = {};

@@ -13,12 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .. import (
-    paged_select_attention,
-    quest_block_select_paged,
-    quest_prefill_metadata,
-    runtime,
-)
+from .. import QuestDecoder, runtime
 from .alternatives import attend_densely
 from .cases import SELECT, Shape, Spec, WrongResultError, build
 from .measuring import Contender, Turns, by_turn, interleave
@@ -154,14 +149,10 @@ class DecodeStep:
     keys: torch.Tensor
     values: torch.Tensor
     """``[1, N, tokens, D]``."""
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
     block_tables: torch.Tensor
     seq_lens: torch.Tensor
-    maxblocks: torch.Tensor
-    minblocks: torch.Tensor
-    selected: torch.Tensor
     every_block: torch.Tensor
+    decoder: QuestDecoder
 
     HEADS, KV_HEADS, DIM, BLOCK, K = 32, 8, 128, 128, 16
 
@@ -188,45 +179,33 @@ class DecodeStep:
             return pool
 
         every_block = torch.arange(blocks, dtype=torch.int32).expand(1, cls.KV_HEADS, blocks)
-        maxblocks, minblocks = (
-            torch.empty(blocks, 1, cls.KV_HEADS, cls.DIM, dtype=torch.bfloat16) for _ in range(2)
+        decoder = QuestDecoder(
+            paged(keys),
+            paged(values),
+            num_heads=cls.HEADS,
+            k=cls.K,
+            max_batch=1,
+            max_blocks=blocks,
         )
         step = cls(
             torch.randn(1, cls.HEADS, cls.DIM, generator=generator).bfloat16(),
             keys,
             values,
-            paged(keys),
-            paged(values),
             places.int()[None],
             torch.tensor([tokens], dtype=torch.int32),
-            maxblocks,
-            minblocks,
-            torch.empty(1, cls.KV_HEADS, cls.K, dtype=torch.int32),
             every_block.contiguous(),
+            decoder,
         )
-        step.update(None)
+        decoder.prefill(step.block_tables, step.seq_lens)
         return step
-
-    def update(self, known: torch.Tensor | None) -> None:
-        """Write the metadata, all of it or what is not known."""
-        metadata = (self.block_tables, self.maxblocks, self.minblocks)
-        quest_prefill_metadata(
-            self.k_cache, self.block_tables, self.seq_lens, *metadata, metadata_seq_lens=known
-        )
 
     def sparse(self) -> torch.Tensor:
         """Update the last block's metadata, select blocks and attend to them."""
-        self.update(self.seq_lens - 1)
-        metadata = (self.maxblocks, self.minblocks, self.block_tables, self.seq_lens)
-        quest_block_select_paged(self.query, *metadata, out=self.selected, block_size=self.BLOCK)
-        return self.attend(self.selected)
+        return self.decoder.step(self.query, self.block_tables, self.seq_lens)
 
     def attend(self, selected: torch.Tensor) -> torch.Tensor:
         """Attend to blocks."""
-        tables = (self.block_tables, self.seq_lens, selected)
-        out: torch.Tensor
-        out = paged_select_attention(self.query, self.k_cache, self.v_cache, *tables)
-        return out
+        return self.decoder.attend(self.query, self.block_tables, self.seq_lens, selected)
 
     def dense(self) -> torch.Tensor:
         """Attend to all blocks by the same kernel."""
@@ -238,14 +217,15 @@ class DecodeStep:
 
     def check(self) -> None:
         """Compare with torch's attention, over everything and over what is selected."""
-        self.sparse()
-        numbers = (self.selected[0, :, :, None] * self.BLOCK + torch.arange(self.BLOCK)).flatten(1)
+        chosen = self.decoder.select(self.query, self.block_tables, self.seq_lens)[0]
+        numbers = (chosen[:, :, None] * self.BLOCK + torch.arange(self.BLOCK)).flatten(1)
         places = numbers.long()[None, :, :, None].expand(-1, -1, -1, self.DIM)
         selected = (part.gather(2, places) for part in (self.keys, self.values))
-        for actual, expected in (
-            (self.dense(), self.torch_dense()),
-            (self.attend(self.selected), attend_densely(self.query, *selected)),
+        for way, expected in (
+            (self.dense, self.torch_dense()),
+            (self.sparse, attend_densely(self.query, *selected)),
         ):
+            actual = way()  # a buffer of the decoder, until the next one
             if not torch.allclose(actual.float(), expected.float(), rtol=0.03, atol=0.003):
                 raise WrongResultError("out is not the reference's")
 
