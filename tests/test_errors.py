@@ -1355,12 +1355,27 @@ ATTENTION_VALUES: dict[str, Line] = {
     "scale_nan": (
         {"scale": value(float("nan"))},
         ValueError,
-        "scale must be finite, got nan",
+        "scale must be finite in float32, got nan",
     ),
     "scale_infinite": (
         {"scale": value(-float("inf"))},
         ValueError,
-        "scale must be finite, got -inf",
+        "scale must be finite in float32, got -inf",
+    ),
+    "scale_beyond_float32": (
+        {"scale": value(-1e39)},
+        ValueError,
+        "scale must be finite in float32, got -1e+39",
+    ),
+    "scale_far_beyond_float32": (
+        {"scale": value(1e300)},
+        ValueError,
+        "scale must be finite in float32, got 1e+300",
+    ),
+    "scale_times_log2_of_e_beyond_float32": (
+        {"scale": value(3e38)},
+        ValueError,
+        "scale must be finite in float32, got 3e+38",
     ),
     "scale_text": (
         {"scale": value("1")},
@@ -1831,6 +1846,13 @@ def test_numbers_of_other_types(scale: Any) -> None:
 
 @pytest.mark.parametrize(
     ("outs", "lses", "kind", "message"),
+def test_the_largest_scale() -> None:
+    arguments = attention_arguments()
+    arguments["query"].zero_()
+    expected = paged_select_attention(**arguments)
+    assert torch.equal(paged_select_attention(**arguments, scale=2e38), expected)
+
+
     [
         ([], [], ValueError, "expected as many lses as outs, at least one, got 0 and 0"),
         ([(2, 3)], [], ValueError, "expected as many lses as outs, at least one, got 0 and 1"),

@@ -36,7 +36,7 @@ struct PagedSelectAttentionParams {
   int64_t num_kv_blocks;              // in the pool
   int64_t max_kv_blocks_per_request;  // MKBPR, the columns of block_tables
   int64_t k;                          // slots per KV head
-  double scale;                       // of the dot products, finite
+  double scale;                       // of the dot products, at most 2e38 in magnitude
   DType dtype;                        // of query, k_cache, v_cache and out
 
   const void* query;         // [batch, num_heads, head_dim]
@@ -85,11 +85,11 @@ struct PagedSelectAttentionOptions {
 // Throws Error before anything is written:
 //   kTypeError            a dtype is not as listed
 //   kValueError           a rank, device, shape or layout is not as listed; H % N != 0; a scale
-//                         that is not finite; an output overlaps itself or another argument; the
-//                         workspace is too small; on the CPU also: a length is negative or beyond
-//                         what block_tables holds, a selected number is below -1 or does not exist
-//                         in its request, or a block table entry that is read lies outside the pool
-//                         (devices clamp lengths and leave such blocks out)
+//                         that is not finite in float32; an output overlaps itself or another
+//                         argument; the workspace is too small; on the CPU also: a length is
+//                         negative or beyond what block_tables holds, a selected number is below -1
+//                         or does not exist in its request, or a block table entry that is read
+//                         lies outside the pool (devices clamp lengths and leave such blocks out)
 //   kNotImplementedError  no backend for the device, or a limit of it
 //   kRuntimeError         the device failed, or memory ran out
 SELECT_ATTN_EXPORT void PagedSelectAttention(const DLTensor& query, const DLTensor& k_cache,

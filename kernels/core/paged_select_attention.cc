@@ -1,6 +1,8 @@
 #include "select_attn_ops/paged_select_attention.h"
 
 #include <cmath>
+#include <cstdio>
+#include <limits>
 #include <string>
 
 #include "core/arguments.h"
@@ -11,6 +13,9 @@ namespace select_attn {
 namespace {
 
 constexpr char kName[] = "paged_select_attention";
+
+// Kernels multiply by scale * log2(e) in float32.
+constexpr double kMaxScale = std::numeric_limits<float>::max() / 1.4426950408889634;
 
 PagedSelectAttentionParams Check(const DLTensor& query, const DLTensor& k_cache,
                                  const DLTensor& v_cache, const DLTensor& block_tables,
@@ -42,8 +47,10 @@ PagedSelectAttentionParams Check(const DLTensor& query, const DLTensor& k_cache,
   }
   const double scale =
       options.scale.value_or(1 / std::sqrt(static_cast<double>(extents[Dim::kHeadDim])));
-  if (!std::isfinite(scale)) {
-    ThrowValueError("scale must be finite, got " + std::to_string(scale));
+  if (!(std::abs(scale) <= kMaxScale)) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", scale);
+    ThrowValueError(std::string("scale must be finite in float32, got ") + text);
   }
   return {
       /*batch=*/extents[Dim::kBatch],

@@ -64,7 +64,7 @@ def paged_select_attention(
         ``[B, N, k]``, int32: block numbers within each request, 0 to ``T - 1``, in any order, as
         `quest_block_select_paged` returns them. -1 anywhere is left out.
     scale : float, optional
-        Of the dot products, finite. Default: ``D ** -0.5``.
+        Of the dot products, finite in float32. Default: ``D ** -0.5``.
     out : tensor, optional
         ``[B, H, D]``, dtype of `query`, written in full: it need not be initialised. Default: a
         new tensor.
@@ -89,9 +89,9 @@ def paged_select_attention(
         If a dtype is not as listed, an argument is not a tensor, or `scale` is not a number.
     ValueError
         If a rank, shape, layout or device is not as listed; if `H` is not a multiple of `N`; if
-        `scale` is not finite; an output that overlaps itself or another argument; on the CPU also
-        if a length is negative or beyond what the table holds, a selected number is below -1 or
-        does not exist in its request, or a table entry that is read lies outside the pool.
+        `scale` is not finite in float32; an output that overlaps itself or another argument; on the
+        CPU also if a length is negative or beyond what the table holds, a selected number is below
+        -1 or does not exist in its request, or a table entry that is read lies outside the pool.
         Devices cannot look: they clamp lengths and leave such blocks out.
     NotImplementedError
         If there is no backend for the device, a limit of it is exceeded, or, as on Ascend, it has
