@@ -16,6 +16,7 @@ import pytest
 import select_attn_ops
 import torch
 from dlpack_tensors import CUDA, CUDA_HOST, EXT_DEV, METAL, ForeignTensor, RawTensor
+from error_texts import is_documented
 from memory import snapshot
 from select_attn_ops import (
     merge_attention_states,
@@ -260,8 +261,9 @@ Line = tuple[dict[str, Change], type[Exception], str]
 
 
 def expect(entry: str, line: Line) -> None:
-    """Check the error of a changed call, and that the call wrote nothing."""
+    """Check the error of a changed call, that it is documented, and that nothing is written."""
     changes, kind, message = line
+    assert is_documented(message)
     arguments = ENTRIES[entry].arguments()
     for name, change in changes.items():
         arguments[name] = change(arguments.get(name))
