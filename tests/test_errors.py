@@ -1846,8 +1846,6 @@ def test_numbers_of_other_types(scale: Any) -> None:
     assert torch.equal(paged_select_attention(**attention_arguments(), scale=scale), expected)
 
 
-@pytest.mark.parametrize(
-    ("outs", "lses", "kind", "message"),
 def test_the_largest_scale() -> None:
     arguments = attention_arguments()
     arguments["query"].zero_()
@@ -1855,6 +1853,8 @@ def test_the_largest_scale() -> None:
     assert torch.equal(paged_select_attention(**arguments, scale=2e38), expected)
 
 
+@pytest.mark.parametrize(
+    ("outs", "lses", "kind", "message"),
     [
         ([], [], ValueError, "expected as many lses as outs, at least one, got 0 and 0"),
         ([(2, 3)], [], ValueError, "expected as many lses as outs, at least one, got 0 and 1"),
@@ -1863,14 +1863,74 @@ def test_the_largest_scale() -> None:
         ([(2, 3)], [(3,)], ValueError, "lses[0] must be [2], got [3]"),
         ([(2, 3)], [None], TypeError, "lses[0] must be a tensor, got NoneType"),
         ([7], [(3,)], TypeError, "outs[0] must be a tensor, got int"),
+        (None, [(3,)], TypeError, "outs must be a sequence of tensors, got NoneType"),
+        ([(3,)], 3, TypeError, "lses must be a sequence of tensors, got int"),
+        (torch.zeros(2, 3, 4), [(2,)], TypeError, "outs must be a sequence of tensors, got Tensor"),
+        (
+            [(2, 3)],
+            np.zeros((1, 2), np.float32),
+            TypeError,
+            "lses must be a sequence of tensors, got ndarray",
+        ),
+        (
+            [(2, 3), np.zeros((2, 3), np.float32)],
+            [(2,)] * 2,
+            TypeError,
+            "outs[1] must be a torch tensor like outs[0], got ndarray",
+        ),
+        (
+            [np.zeros((2, 3), np.float32)],
+            [(2,)],
+            TypeError,
+            "lses[0] must be a NumPy array like outs[0], got Tensor",
+        ),
+        (
+            [(2, 3), torch.zeros(2, 3).to_sparse()],
+            [(2,)] * 2,
+            TypeError,
+            "outs[1] must be a dense tensor, got layout torch.sparse_coo",
+        ),
+        (
+            [torch.zeros(2, 3, dtype=torch.int64)],
+            [(2,)],
+            TypeError,
+            "outs[0] must be float16, bfloat16 or float32, got int64",
+        ),
+        (
+            [np.zeros((2, 3))],
+            [np.zeros(2, np.float32)],
+            TypeError,
+            "outs[0] must be float16, bfloat16 or float32, got float64",
+        ),
+        (
+            [(2, 3), torch.zeros(2, 3).bfloat16()],
+            [(2,)] * 2,
+            TypeError,
+            "outs[1] must be float32 like outs[0], got bfloat16",
+        ),
+        (
+            [torch.zeros(2, 3).half()],
+            [torch.zeros(2).half()],
+            TypeError,
+            "lses[0] must be float32, got float16",
+        ),
+        (
+            [(2, 3)],
+            [torch.zeros(2, device="meta")],
+            ValueError,
+            "lses[0] must be on cpu like outs[0], got meta",
+        ),
     ],
 )
 def test_states_that_do_not_merge(
-    outs: list[Any], lses: list[Any], kind: type[Exception], message: str
+    outs: Any, lses: Any, kind: type[Exception], message: str
 ) -> None:
-    def made(shapes: list[Any]) -> list[Any]:
+    def made(shapes: Any) -> Any:
+        if not isinstance(shapes, list):
+            return shapes
         return [torch.zeros(shape) if isinstance(shape, tuple) else shape for shape in shapes]
 
+    assert is_documented(message)
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         merge_attention_states(made(outs), made(lses))
 

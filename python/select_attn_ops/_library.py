@@ -62,6 +62,11 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
 
 
+def dtype_name(dtype: Any) -> str:
+    """A framework's dtype as messages spell it."""
+    return str(dtype).rsplit(".", 1)[-1]
+
+
 def extents(name: str, tensor: Any) -> tuple[int, ...]:
     """Shape of a tensor that a new output is to be made from."""
     if not is_torch(tensor):
