@@ -17,7 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from select_attn_ops import __main__ as command_line
-from select_attn_ops import bench, runtime, set_num_threads
+from select_attn_ops import (
+    bench,
+    paged_select_attention,
+    quest_block_select_paged,
+    runtime,
+    set_num_threads,
+)
 from select_attn_ops._library import LIB
 from select_attn_ops.bench import (
     alternatives,
@@ -43,7 +49,7 @@ from select_attn_ops.bench.measuring import (
     last_cache_bytes,
 )
 from select_attn_ops.bench.profile import parts_of_a_call
-from select_attn_ops.bench.stopwatch import Laps
+from select_attn_ops.bench.stopwatch import Laps, without_arithmetic
 from select_attn_ops.bench.suites import SUITES, quick
 
 CPU = torch.device("cpu")
@@ -507,7 +513,10 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments) == 0
     *cases, select, prefill = capsys.readouterr().out.splitlines()
     for line, operator in zip(cases, (SELECT, PREFILL), strict=True):
-        begin = rf"line 3: {operator} .* {target}: (\S+) of the ceiling; of the threads' time: "
+        bare = r" \(without arithmetic [\d.]+ of its time\)" if operator == SELECT else ""
+        begin = (
+            rf"line 3: {operator} .* {target}: (\S+) of the ceiling{bare}; of the threads' time: "
+        )
         match = re.fullmatch(begin + "(.*)", line)
         assert match is not None, line
         parts = dict(part.rsplit(" ", 1) for part in match[2].split(", "))
@@ -518,6 +527,31 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     for line, operator in ((select, SELECT), (prefill, PREFILL)):
         ending = r": [\d.]+ GB/s from the second-level cache"
         assert re.fullmatch(rf"{operator} \(bf16, 1 thread, {target}\){ending}", line)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("target", runtime.simd_targets())
+def test_without_arithmetic(target: str, dtype: torch.dtype) -> None:
+    """It computes nothing, and the next call computes again."""
+    runtime.set_simd_target(target)
+    rows = torch.arange(1.0, 17).to(dtype).view(1, 16, 1, 1).expand(-1, -1, -1, 64).contiguous()
+    query = torch.ones(1, 1, 64, dtype=dtype)
+    table, lens = torch.zeros(1, 1, dtype=torch.int32), torch.tensor([16], dtype=torch.int32)
+    first = torch.tensor([[[0]]], dtype=torch.int32)
+
+    def select() -> torch.Tensor:
+        return quest_block_select_paged(query, rows, rows, table, lens, 1, block_size=1)
+
+    def attend() -> torch.Tensor:
+        return paged_select_attention(query, rows, rows, table, lens, first)
+
+    assert select().item() == 15
+    for call in (select, attend):
+        want = call()
+        got: list[torch.Tensor] = []
+        without_arithmetic(lambda call=call, got=got: got.append(call()))()
+        assert not torch.equal(got[0], want)
+        assert torch.equal(call(), want)
 
 
 def test_parts_of_a_call() -> None:

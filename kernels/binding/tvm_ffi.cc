@@ -186,6 +186,7 @@ void ExportReadDeviceMemory(ffi::Optional<DLTensor*> first, ffi::Optional<DLTens
 }
 
 void ExportSetStopwatch(bool on) { SetStopwatch(on); }
+void ExportSetReadsOnly(bool on) { SetReadsOnly(on); }
 
 // Nanoseconds, by the phase's number in kernels/cpu/stopwatch.h.
 int64_t ExportStopwatchTime(int64_t phase) { return StopwatchTime(static_cast<Phase>(phase)); }
@@ -238,6 +239,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(paged_select_attention_workspace_size,
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_memory, select_attn::ExportReadMemory);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_device_memory, select_attn::ExportReadDeviceMemory);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_stopwatch, select_attn::ExportSetStopwatch);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_reads_only, select_attn::ExportSetReadsOnly);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stopwatch_time, select_attn::ExportStopwatchTime);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(num_threads, select_attn::ExportNumThreads);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_num_threads, select_attn::ExportSetNumThreads);

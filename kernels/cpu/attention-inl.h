@@ -159,6 +159,23 @@ class Softmax {
     });
   }
 
+  // What a diagnostic run does in place of Add: reads the same, but for what is left behind whole
+  // Loads, and leaves a state that means nothing.
+  void Read(const TokenTile<T>& now, const TokenTile<T>& next, const TokenTile<T>& after_next) {
+    auto bits = hn::Zero(DF());
+    const auto read = [&](const T* const* rows, ComingRows<T> coming) HWY_ATTR {
+      for (int64_t t = 0; t < now.count; ++t) {
+        for (int64_t d = 0; d + LoadSize() <= head_dim_; d += LoadSize()) {
+          coming.Prefetch(t, d);
+          ReadOnly(rows[t] + d, bits);
+        }
+      }
+    };
+    read(now.keys, {now.values, next.values});
+    read(now.values, {next.keys, after_next.keys});
+    sums_[0] = hn::GetLane(bits);
+  }
+
   // To be called once all tokens are added.
   void End() {
     const DF df;

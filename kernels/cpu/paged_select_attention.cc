@@ -19,6 +19,7 @@
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
+#include "cpu/stopwatch.h"
 #include "cpu/upcoming.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -58,6 +59,7 @@ class Attention {
   void Run() {
     std::vector<std::atomic<int64_t>> chunks_left(rows_.size());
     for (size_t row = 0; row < rows_.size(); ++row) chunks_left[row] = rows_[row].num_chunks;
+    const bool reads_only = ReadsOnly();
     ParallelTake(static_cast<int64_t>(chunks_.size()), 1, [&](RangeQueue& queue) {
       const FloatBuffer scratch = AllocateFloats(Softmax<T>::ScratchSize(group_, p_.head_dim));
       Softmax<T> softmax(group_, p_.head_dim, scratch.get());
@@ -75,7 +77,11 @@ class Attention {
         if (upcoming.empty()) break;
         const Tile& tile = upcoming[0];
         if (tile.is_first) Start(*tile.chunk, softmax);
-        softmax.Add(tile.tokens, upcoming[1].tokens, upcoming[2].tokens);
+        if (HWY_UNLIKELY(reads_only)) {
+          softmax.Read(tile.tokens, upcoming[1].tokens, upcoming[2].tokens);
+        } else {
+          softmax.Add(tile.tokens, upcoming[1].tokens, upcoming[2].tokens);
+        }
         if (tile.is_last) Finish(*tile.chunk, softmax, chunks_left);
       }
     });

@@ -58,6 +58,17 @@ HWY_INLINE void ForEachLine(int64_t d, F&& fn) {
   for (int64_t i = 0; i < lines; ++i) fn(d + i * kLine);
 }
 
+// What a diagnostic run does in place of a Load: reads the same bytes into `bits`, so that the
+// compiler does not leave it out.
+template <typename T>
+HWY_INLINE void ReadOnly(const T* HWY_RESTRICT from, VF& bits) {
+  const auto* floats = reinterpret_cast<const float*>(from);
+  const size_t count = 2 * hn::Lanes(DF()) * sizeof(T) / sizeof(float);
+  for (size_t i = 0; i < count; i += hn::Lanes(DF())) {
+    bits = hn::Or(bits, hn::LoadU(DF(), floats + i));
+  }
+}
+
 // Load(from, a, b) widens LoadSize() elements into two vectors, in an order that is the loader's
 // own but the same for every row: rows loaded alike can be combined lane by lane.
 template <typename T>

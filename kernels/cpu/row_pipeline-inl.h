@@ -14,6 +14,7 @@
 
 #include "cpu/prefetch.h"
 #include "cpu/score-inl.h"
+#include "cpu/stopwatch.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -66,11 +67,16 @@ class RowPipeline {
 
   HWY_NOINLINE void ScoreOldest(const ScoredRow<T>* HWY_RESTRICT to_l1,
                                 const ScoredRow<T>* HWY_RESTRICT to_l2) {
-    ScoreRows<MinMaxScore>(Row(scored_), to_l1, to_l2, head_dim_);
+    if (HWY_UNLIKELY(reads_only_)) {
+      ReadRows(Row(scored_), to_l1, to_l2, head_dim_);
+    } else {
+      ScoreRows<MinMaxScore>(Row(scored_), to_l1, to_l2, head_dim_);
+    }
     scored_ += kRowsAtOnce;
   }
 
   const int64_t head_dim_;
+  const bool reads_only_ = ReadsOnly();
   const uint64_t to_l1_;  // rows from one that is scored to those that are asked for
   const uint64_t to_l2_;
   uint64_t pushed_ = 0;

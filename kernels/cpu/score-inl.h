@@ -103,47 +103,92 @@ HWY_INLINE void PrefetchRows(const ScoredRow<T>& to_l1, const ScoredRow<T>& to_l
   });
 }
 
-// The terms of a row of head_dim elements summed up, spread over the lanes. Two sums, because one
-// would wait on its own latency. Unless kCarefully, `probe` becomes NaN where they may be wrong.
-template <class Score, bool kCarefully, typename T>
-HWY_INLINE VF LaneSums(const ScoredRow<T>& row, const ScoredRow<T>& to_l1,
-                       const ScoredRow<T>& to_l2, int64_t head_dim, VF& probe) {
-  const DF df;
-  const int64_t step = LoadSize();
-  const float* HWY_RESTRICT q = row.q;
-  const T* HWY_RESTRICT max = row.max;
-  const T* HWY_RESTRICT min = row.min;
-  auto sum_a = hn::Zero(df);
-  auto sum_b = hn::Zero(df);
-  const auto add = [&probe](const float* HWY_RESTRICT from, VF max, VF min, VF& sum) HWY_ATTR {
+// Rows whose terms are added up side by side, so that the sums of one need not wait for their own
+// latency.
+constexpr int kRowsSideBySide = 2;
+
+// Sums of a row's terms, spread over the lanes, those of both vectors of a load apart.
+template <class Score, bool kCarefully>
+class RowSums {
+ public:
+  HWY_INLINE RowSums() : a_(hn::Zero(DF())), b_(hn::Zero(DF())), probe_(hn::Zero(DF())) {}
+
+  // Adds the terms that LoadSize() elements make.
+  HWY_INLINE void Add(const float* HWY_RESTRICT q, VF max_a, VF max_b, VF min_a, VF min_b) {
+    AddTerm(q, max_a, min_a, a_, probe_);
+    AddTerm(q + hn::Lanes(DF()), max_b, min_b, b_, probe_);
+  }
+
+  HWY_INLINE VF Total() const { return hn::Add(a_, b_); }
+
+  // NaN if Total() may be wrong.
+  HWY_INLINE VF Probe() const { return hn::Add(probe_, Total()); }
+
+ private:
+  static HWY_INLINE void AddTerm(const float* HWY_RESTRICT from, VF max, VF min, VF& sum,
+                                 VF& probe) {
     const auto q = LoadOnce(from);
     if constexpr (kCarefully) {
       Score::AddCarefully(q, max, min, sum);
     } else {
       Score::Add(q, max, min, sum, probe);
     }
+  }
+
+  VF a_;
+  VF b_;
+  VF probe_;
+};
+
+// Adds up the terms of the first rows of three arrays.
+template <class Score, bool kCarefully, typename T>
+HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
+                        const ScoredRow<T>* HWY_RESTRICT to_l1,
+                        const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim,
+                        VF* HWY_RESTRICT totals, VF& probe) {
+  RowSums<Score, kCarefully> sums[kRowsSideBySide];
+  const int64_t step = LoadSize();
+  const auto add = [&](int64_t d) HWY_ATTR {
+    for (int r = 0; r < kRowsSideBySide; ++r) {
+      VF max_a;
+      VF max_b;
+      VF min_a;
+      VF min_b;
+      RowLoader<T>::Load(rows[r].max + d, max_a, max_b);
+      RowLoader<T>::Load(rows[r].min + d, min_a, min_b);
+      sums[r].Add(rows[r].q + d, max_a, max_b, min_a, min_b);
+    }
   };
-  VF max_a;
-  VF max_b;
-  VF min_a;
-  VF min_b;
+  const auto prefetch = [&](int64_t d) HWY_ATTR {
+    if constexpr (!kCarefully) {
+      for (int r = 0; r < kRowsSideBySide; ++r) PrefetchRows(to_l1[r], to_l2[r], d);
+    }
+  };
   int64_t d = 0;
+  constexpr auto kLine = static_cast<int64_t>(kCacheLine / sizeof(T));
+  if (step < kLine) {  // a line at a time
+    for (; d + kLine <= head_dim; d += kLine) {
+      prefetch(d);
+      for (int64_t i = 0; i < kLine; i += step) add(d + i);
+    }
+  }
   for (; d + step <= head_dim; d += step) {
-    if constexpr (!kCarefully) PrefetchRows(to_l1, to_l2, d);
-    RowLoader<T>::Load(max + d, max_a, max_b);
-    RowLoader<T>::Load(min + d, min_a, min_b);
-    add(q + d, max_a, min_a, sum_a);
-    add(q + d + step / 2, max_b, min_b, sum_b);
+    prefetch(d);
+    add(d);
   }
-  if (d < head_dim) {
-    LoadTail(max + d, head_dim - d, max_a, max_b);
-    LoadTail(min + d, head_dim - d, min_a, min_b);
-    add(q + d, max_a, min_a, sum_a);
-    add(q + d + step / 2, max_b, min_b, sum_b);
+  for (int r = 0; r < kRowsSideBySide; ++r) {
+    if (d < head_dim) {
+      VF max_a;
+      VF max_b;
+      VF min_a;
+      VF min_b;
+      LoadTail(rows[r].max + d, head_dim - d, max_a, max_b);
+      LoadTail(rows[r].min + d, head_dim - d, min_a, min_b);
+      sums[r].Add(rows[r].q + d, max_a, max_b, min_a, min_b);
+    }
+    totals[r] = sums[r].Total();
+    probe = hn::Add(probe, sums[r].Probe());
   }
-  const auto sum = hn::Add(sum_a, sum_b);
-  probe = hn::Add(probe, sum);
-  return sum;
 }
 
 // Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
@@ -155,11 +200,10 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
                              float* HWY_RESTRICT scores) {
   const DF df;
   auto probe = hn::Zero(df);
-  const VF sums[kRowsAtOnce] = {
-      LaneSums<Score, kCarefully>(rows[0], to_l1[0], to_l2[0], head_dim, probe),
-      LaneSums<Score, kCarefully>(rows[1], to_l1[1], to_l2[1], head_dim, probe),
-      LaneSums<Score, kCarefully>(rows[2], to_l1[2], to_l2[2], head_dim, probe),
-      LaneSums<Score, kCarefully>(rows[3], to_l1[3], to_l2[3], head_dim, probe)};
+  VF sums[kRowsAtOnce];
+  for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
+    SumRows<Score, kCarefully>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i, probe);
+  }
   StoreSums(sums, scores);
   return hn::AllFalse(df, hn::IsNaN(probe));
 }
@@ -174,6 +218,25 @@ HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   const bool done = TryScoreRows<Score, false>(rows, to_l1, to_l2, head_dim, scores);
   if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, to_l1, to_l2, head_dim, scores);
   for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
+}
+
+// What a diagnostic run does in place of ScoreRows: reads the same, but for what is left behind
+// whole Loads, and leaves scores that mean nothing.
+template <typename T>
+HWY_INLINE void ReadRows(const ScoredRow<T>* HWY_RESTRICT rows,
+                         const ScoredRow<T>* HWY_RESTRICT to_l1,
+                         const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim) {
+  auto bits = hn::Zero(DF());
+  for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
+    for (int64_t d = 0; d + LoadSize() <= head_dim; d += LoadSize()) {
+      for (int r = i; r < i + kRowsSideBySide; ++r) {
+        PrefetchRows(to_l1[r], to_l2[r], d);
+        ReadOnly(rows[r].max + d, bits);
+        ReadOnly(rows[r].min + d, bits);
+      }
+    }
+  }
+  for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = hn::GetLane(bits);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -7,6 +7,7 @@ namespace select_attn {
 namespace {
 
 std::atomic<bool> g_on{false};
+std::atomic<bool> g_reads_only{false};
 std::array<std::atomic<int64_t>, static_cast<size_t>(Phase::kCount)> g_times{};
 
 }  // namespace
@@ -27,5 +28,9 @@ int64_t StopwatchTime(Phase phase) {
 void AddLap(Phase phase, int64_t nanoseconds) {
   g_times[static_cast<size_t>(phase)].fetch_add(nanoseconds, std::memory_order_relaxed);
 }
+
+void SetReadsOnly(bool on) { g_reads_only.store(on, std::memory_order_relaxed); }
+
+bool ReadsOnly() { return g_reads_only.load(std::memory_order_relaxed); }
 
 }  // namespace select_attn

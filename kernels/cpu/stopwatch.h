@@ -1,5 +1,5 @@
-// Times of what no caller can see from outside, for the benchmark. A diagnostic, and no part of the
-// library's contract. While it is off, a lap costs a look at one flag.
+// What no caller can see from outside, for the benchmark: where a call's time goes. A diagnostic,
+// and no part of the library's contract. While it is off, a lap costs a look at one flag.
 
 #ifndef SELECT_ATTN_OPS_CPU_STOPWATCH_H_
 #define SELECT_ATTN_OPS_CPU_STOPWATCH_H_
@@ -26,6 +26,12 @@ SELECT_ATTN_EXPORT bool StopwatchIsOn();
 // Nanoseconds of all laps of a phase, those of threads that ran side by side added up.
 SELECT_ATTN_EXPORT int64_t StopwatchTime(Phase phase);
 SELECT_ATTN_EXPORT void AddLap(Phase phase, int64_t nanoseconds);
+
+// Makes the selection and attention of the CPU read what they always read, in the same order and
+// with the same prefetches, but compute nothing: their results mean nothing then. For the whole
+// process. The difference in time is what the arithmetic costs that the memory does not hide.
+SELECT_ATTN_EXPORT void SetReadsOnly(bool on);
+SELECT_ATTN_EXPORT bool ReadsOnly();
 
 // Times its own life. Within the lap of another phase, that is not charged for it.
 class Lap {

@@ -11,17 +11,19 @@ from .stopwatch import Laps
 
 _CALLS = 60
 
-# Half a mebibyte, which the second-level cache of a processor holds and the first-level one does
-# not.
+# A quarter of a mebibyte, which the second-level cache of a processor holds and the first-level one
+# does not.
 _IN_CACHE = {
-    SELECT: Shape(SELECT, (16 << 10,)),
-    PREFILL: Shape(PREFILL, (256,), rows=1),
-    ATTEND: Shape(ATTEND, (1024,), num_heads=4, num_kv_heads=1, rows=1, k=8),
+    SELECT: Shape(SELECT, (8 << 10,), rows=64),
+    PREFILL: Shape(PREFILL, (128,), rows=1),
+    ATTEND: Shape(ATTEND, (512,), num_heads=4, num_kv_heads=1, rows=1, k=4),
 }
 
 
 def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
     """Say per case which part of a call's time goes where, then how fast the arithmetic alone is.
+
+    Of a selection and of attention, also which share of its time a call takes that only reads.
 
     Parameters
     ----------
@@ -65,9 +67,12 @@ def _shares(runner: Runner, spec: Spec) -> str:
     with runner.setting(spec.threads, spec.simd_target):
         share = runner.measure(case, beside_alternatives=False).share.median
         laps = _laps(runner, case)
+        reads = spec.shape.operator in (SELECT, ATTEND)
+        without = runner.time_without_arithmetic(case).median if reads else None
     parts = parts_of_a_call(laps, spec.threads or runner.threads)
     text = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
-    return f"{spec.name}: {share:.3f} of the ceiling; of the threads' time: {text}"
+    bare = "" if without is None else f" (without arithmetic {without:.3f} of its time)"
+    return f"{spec.name}: {share:.3f} of the ceiling{bare}; of the threads' time: {text}"
 
 
 def parts_of_a_call(laps: Sequence[Laps], threads: int) -> dict[str, float]:
