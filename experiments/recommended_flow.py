@@ -1,8 +1,8 @@
 """The recommended use, from prefill through decoding, checked against the references on the way.
 
 Metadata is built after the prefill and brought up to date every 128 decoded tokens; every step
-selects KV blocks with the window of those that changed since, and turns the selection into block
-tables for a paged attention kernel.
+selects KV blocks with the window of those that changed since, attends to them, and turns the
+selection into block tables for another paged attention kernel.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from common.compare import assert_selection_matches, same_values
+from common.compare import assert_attention_matches, assert_selection_matches, same_values
 from common.devices import device_or_exit, script_parser
 from common.paged import ceil_div
+from ref_paged_select_attention import paged_select_attention_ref
 from ref_quest_block_select_paged import quest_block_select_paged_ref
 from ref_quest_prefill_metadata import quest_prefill_metadata_ref
 from ref_selected_block_tables import selected_block_tables_ref
 from select_attn_ops import (
+    paged_select_attention,
     quest_block_select_paged_in_out_w,
     quest_prefill_metadata,
     selected_block_tables,
@@ -34,9 +36,10 @@ DTYPE = torch.bfloat16
 
 @dataclass
 class PagedCache:
-    """Keys of a batch in KV blocks, with the metadata in blocks of the same shape."""
+    """Keys and values of a batch in KV blocks, with the metadata in blocks of the same shape."""
 
     keys: torch.Tensor
+    values: torch.Tensor
     block_tables: torch.Tensor
     maxblocks: torch.Tensor
     minblocks: torch.Tensor
@@ -57,6 +60,7 @@ class PagedCache:
 
         cache = cls(
             keys=torch.zeros(batch * columns, *block, dtype=DTYPE, device=device),
+            values=torch.zeros(batch * columns, *block, dtype=DTYPE, device=device),
             block_tables=table(columns),
             maxblocks=torch.empty(batch * metadata_columns, *block, dtype=DTYPE, device=device),
             minblocks=torch.empty(batch * metadata_columns, *block, dtype=DTYPE, device=device),
@@ -64,14 +68,15 @@ class PagedCache:
             seq_lens=torch.zeros(batch, dtype=torch.int32, device=device),
         )
         for b, length in enumerate(prompt_lens):
-            cache.append(b, torch.randn(length, NUM_KV_HEADS, HEAD_DIM))
+            cache.append(b, *torch.randn(2, length, NUM_KV_HEADS, HEAD_DIM))
         return cache
 
-    def append(self, b: int, keys: torch.Tensor) -> None:
-        """Append the keys of new tokens, ``[tokens, num_kv_heads, head_dim]``, to request ``b``."""
+    def append(self, b: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Append new tokens, ``[tokens, num_kv_heads, head_dim]`` each, to request ``b``."""
         position = int(self.seq_lens[b]) + torch.arange(len(keys), device=self.keys.device)
         physical = self.block_tables[b, position // BLOCK_SIZE].long()
         self.keys[physical, position % BLOCK_SIZE] = keys.to(self.keys)
+        self.values[physical, position % BLOCK_SIZE] = values.to(self.values)
         self.seq_lens[b] += len(keys)
 
     def update_metadata(self, known: torch.Tensor | None) -> None:
@@ -109,6 +114,7 @@ def check_step(
     query: torch.Tensor,
     since_update: int,
     selected: torch.Tensor,
+    out: torch.Tensor,
     tables: torch.Tensor,
     lens: torch.Tensor,
 ) -> str:
@@ -123,6 +129,15 @@ def check_step(
         tokens_since_metadata_update=since_update,
     )
     assert_selection_matches(selected, reference)
+    attention = paged_select_attention_ref(
+        query.cpu(),
+        cache.keys.cpu(),
+        cache.values.cpu(),
+        cache.block_tables.cpu(),
+        cache.seq_lens.cpu(),
+        selected.cpu(),
+    )
+    assert_attention_matches(out.cpu(), None, attention)
     expected = selected_block_tables_ref(
         selected.cpu(), cache.block_tables.cpu(), cache.seq_lens.cpu(), block_size=BLOCK_SIZE
     )
@@ -148,7 +163,7 @@ def run(device: torch.device, steps: int) -> None:
     checked = {0, 1, UPDATE_EVERY - 2, UPDATE_EVERY - 1, UPDATE_EVERY, steps // 2, steps - 1}
     for step in range(steps):
         for b in range(len(PROMPT_LENS)):
-            cache.append(b, torch.randn(1, NUM_KV_HEADS, HEAD_DIM))
+            cache.append(b, *torch.randn(2, 1, NUM_KV_HEADS, HEAD_DIM))
         since_update += 1
         if since_update == UPDATE_EVERY:
             cache.update_metadata(known)
@@ -166,11 +181,14 @@ def run(device: torch.device, steps: int) -> None:
             since_update,
             selected,
         )
+        out = paged_select_attention(
+            query, cache.keys, cache.values, cache.block_tables, cache.seq_lens, selected
+        )
         tables, lens = selected_block_tables(
             selected, cache.block_tables, cache.seq_lens, block_size=BLOCK_SIZE
         )
         if step in checked:
-            found = check_step(cache, query, since_update, selected, tables, lens)
+            found = check_step(cache, query, since_update, selected, out, tables, lens)
             print(f"step {step}: {found}")
     print(f"decoded {steps} tokens; every check passed")
 

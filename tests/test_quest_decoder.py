@@ -328,7 +328,7 @@ def test_attributes() -> None:
         "max_blocks": 12,
         "block_size": 4,
         "recent_blocks": 2,
-        "dense_below": 24,
+        "dense_below": 12,
         "scale": HEAD_DIM**-0.5,
     }
     for name, value in expected.items():
@@ -337,7 +337,7 @@ def test_attributes() -> None:
             setattr(decoder, name, value)
     assert repr(decoder) == (
         "QuestDecoder([64, 4, 2, 16] float32 on cpu, num_heads=6, k=3, max_batch=8, max_blocks=12, "
-        f"recent_blocks=2, dense_below=24, scale=0.25, nbytes={decoder.nbytes})"
+        f"recent_blocks=2, dense_below=12, scale=0.25, nbytes={decoder.nbytes})"
     )
 
 

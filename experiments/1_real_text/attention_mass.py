@@ -1,4 +1,4 @@
-"""Exact attention mass per KV block, and the share of it that a choice of blocks holds."""
+"""Exact attention, its mass per KV block, and the share of it that a choice of blocks holds."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from gen_data_real_text import RealTextData
 _ROWS = 64
 
 
-def exact_block_mass(
+def exact_attention(
     data: RealTextData, progress: Callable[[str], None] = lambda message: None
-) -> torch.Tensor:
-    """Softmax over all tokens up to each step's own, summed per KV block.
-
-    Float32, from the keys as the cache holds them.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each step to all tokens up to its own, in float32, from what the caches hold.
 
     Returns
     -------
-    torch.Tensor
-        ``[num_steps, num_kv_heads, num_blocks]`` float32, the mean over the query heads that share
-        a KV head; each row sums to 1.
+    mass : torch.Tensor
+        ``[num_steps, num_kv_heads, num_blocks]`` float32, the softmax summed per KV block, the mean
+        over the query heads that share a KV head; each row sums to 1.
+    out : torch.Tensor
+        ``[num_steps, num_heads, head_dim]`` float32, the output.
     """
     num_steps, num_heads, head_dim = data.query.shape
     block_size, num_kv_heads = data.k_cache.shape[1:3]
     num_blocks = data.block_tables.shape[1]
     group_size = num_heads // num_kv_heads
     mass = torch.zeros(num_steps, num_kv_heads, num_blocks, device=data.query.device)
+    out = torch.zeros(num_steps, num_kv_heads, group_size, head_dim, device=data.query.device)
     steps_per_chunk = max(_ROWS // group_size, 1)
     for head in range(num_kv_heads):
         progress(f"exact attention of KV head {head + 1} of {num_kv_heads}")
-        keys = data.k_cache[data.block_tables[0], :, head].flatten(0, 1).float()
+        keys, values = (
+            cache[data.block_tables[0], :, head].flatten(0, 1).float()
+            for cache in (data.k_cache, data.v_cache)
+        )
         query = data.query.unflatten(1, (num_kv_heads, group_size))[:, head].float()
         for start in range(0, num_steps, steps_per_chunk):
             chunk = slice(start, start + steps_per_chunk)
@@ -42,9 +46,11 @@ def exact_block_mass(
             logits = query[chunk] @ keys[: blocks * block_size].T * head_dim**-0.5
             token = torch.arange(blocks * block_size, device=keys.device)
             logits.masked_fill_(token >= seq_lens[:, None, None], -torch.inf)
-            share = logits.softmax(-1).unflatten(-1, (blocks, block_size)).sum(-1)
+            share = logits.softmax(-1)
+            out[chunk, head] = share @ values[: blocks * block_size]
+            share = share.unflatten(-1, (blocks, block_size)).sum(-1)
             mass[chunk, head, :blocks] = share.mean(1)
-    return mass
+    return mass, out.flatten(1, 2)
 
 
 def held(mass: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Decode steps over real text: what block selection costs, and how much attention it keeps."""
+"""Decode steps over real text: what they take, dense and sparse, and how much attention is kept."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gen_data_real_text import BLOCK_SIZE, RealTextData, gen_data_real_text
 from plot_real_text import plot_real_text
 from select_attn_ops import quest_block_select_paged, quest_prefill_metadata
 from text_features import TextTooShortError, default_text
+from whole_step import StepResult, measure_steps
 
 BUDGETS = (8, 16, 32, 64)
 # One decode step of Qwen3-8B selects once per layer, each time from other metadata.
@@ -56,6 +57,8 @@ class DemoResult:
     metadata_seconds: float
     kv_bytes: int  # K and V of the whole context at the last step
     budgets: list[BudgetResult]
+    exact_out: torch.Tensor  # [num_steps, num_heads, head_dim]
+    steps: list[StepResult]
 
 
 class Progress:
@@ -195,13 +198,15 @@ def measure(
     progress("metadata: maximum and minimum of the keys of every block")
     metadata_seconds = _build_metadata(data)
     layers = [(data.maxblocks.clone(), data.minblocks.clone()) for _ in range(NUM_LAYERS)]
-    mass = attention_mass.exact_block_mass(data, progress)
+    mass, exact_out = attention_mass.exact_attention(data, progress)
     generator = torch.Generator().manual_seed(seed)
     budgets = []
     for k in BUDGETS:
         progress(f"selecting {k} blocks at each of {num_steps} positions")
         budgets.append(_measure_budget(data, layers, mass, k, generator))
-    return DemoResult(data, mass, metadata_seconds, _kv_bytes(data), budgets)
+    progress("whole decode steps, dense and sparse")
+    steps = measure_steps(data, BUDGETS, exact_out)
+    return DemoResult(data, mass, metadata_seconds, _kv_bytes(data), budgets, exact_out, steps)
 
 
 def print_table(result: DemoResult) -> None:
@@ -244,6 +249,20 @@ the metadata and k blocks of K and V, and avoids the rest of their {result.kv_by
             f"{(result.kv_bytes - budget.read_bytes) / MIB:15.2f}"
             f"{budget.batch_seconds * 1e3:12.2f} ms"
             f"{budget.batch_bytes / budget.batch_seconds / 1e9:8.1f}"
+        )
+    by_torch, dense = result.steps[:2]
+    print(f"""
+One whole decode step at {last_len:,} tokens: update the metadata, select, attend (QuestDecoder).
+Dense steps attend to every block: by the same operator, and by torch over K and V in one piece.
+Error: length of the difference to exact attention over the length of that, mean of all rows.
+
+attention to            one step    dense over it    torch over it    output error""")
+    for step in result.steps:
+        print(
+            f"{step.name:20}{step.seconds * 1e3:9.2f} ms"
+            f"{dense.seconds / step.seconds:15.1f} x"
+            f"{by_torch.seconds / step.seconds:15.1f} x"
+            f"{step.error:16.4f}"
         )
 
 
@@ -300,7 +319,9 @@ def main(argv: Sequence[str] | None = None) -> DemoResult:
     progress("done")
     print_table(result)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    plot_real_text(result.mass, result.data.seq_lens, BLOCK_SIZE, result.budgets, args.output)
+    plot_real_text(
+        result.mass, result.data.seq_lens, BLOCK_SIZE, result.budgets, result.steps, args.output
+    )
     print(f"\nPicture: {args.output}")
     return result
 

@@ -1,4 +1,4 @@
-"""A paged KV cache of Qwen3-8B shape whose keys and queries come from a text."""
+"""A paged KV cache of Qwen3-8B shape whose keys, values and queries come from a text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class RealTextData:
     """One request of ``num_tokens`` tokens, and decode steps at some of its positions.
 
     Every step is a request of its own, ``num_steps`` in all; they share one row of each table
-    (stride 0). Values are not here: no measurement reads them.
+    (stride 0).
     """
 
     num_tokens: int
     query: torch.Tensor  # [num_steps, num_heads, head_dim]
     k_cache: torch.Tensor  # [num_kv_blocks, block_size, num_kv_heads, head_dim]
+    v_cache: torch.Tensor  # as k_cache
     block_tables: torch.Tensor  # [num_steps, max_kv_blocks_per_request] int32
     maxblocks: torch.Tensor  # [num_meta_blocks, block_size, num_kv_heads, head_dim]
     minblocks: torch.Tensor
@@ -56,7 +57,7 @@ def gen_data_real_text(
     device: torch.device,
     progress: Callable[[str], None] = lambda message: None,
 ) -> RealTextData:
-    """Read the text, make the features and fill the pools; metadata is left zero.
+    """Read the text, make the features and fill the caches; metadata is left zero.
 
     Raises
     ------
@@ -79,14 +80,23 @@ def gen_data_real_text(
     k_cache = torch.zeros(
         num_blocks + SPARE_BLOCKS, BLOCK_SIZE, len(heads), HEAD_DIM, dtype=torch.bfloat16
     )
-    keys = np.zeros((num_blocks * BLOCK_SIZE, HEAD_DIM), dtype=np.float32)
+    v_cache = torch.zeros_like(k_cache)
     queries = []
+
+    def store(cache: torch.Tensor, head: int, rows: np.ndarray) -> None:
+        padded = np.zeros((num_blocks * BLOCK_SIZE, HEAD_DIM), dtype=np.float32)
+        padded[:num_tokens] = rows
+        pages = torch.from_numpy(padded).view(num_blocks, BLOCK_SIZE, HEAD_DIM)
+        cache[block_tables[0], :, head] = pages.to(cache.dtype)
+
+    # Of their own, so that keys and queries do not depend on whether there are values.
+    value_rng = np.random.default_rng([seed, 1])
     for number, head in enumerate(heads):
-        progress(f"keys and queries of KV head {number + 1} of {len(heads)}")
+        progress(f"keys, values and queries of KV head {number + 1} of {len(heads)}")
         rotation = text_features.random_rotation(HEAD_DIM, rng)
-        keys[:num_tokens] = text_features.head_keys(vectors, head, rotation)
-        pages = torch.from_numpy(keys).view(num_blocks, BLOCK_SIZE, HEAD_DIM)
-        k_cache[block_tables[0], :, number] = pages.to(k_cache.dtype)
+        store(k_cache, number, text_features.head_keys(vectors, head, rotation))
+        value_rotation = text_features.random_rotation(HEAD_DIM, value_rng)
+        store(v_cache, number, text_features.head_values(vectors, value_rotation))
         queries.append(text_features.head_queries(vectors, positions, head, rotation))
 
     metadata = torch.zeros(
@@ -97,6 +107,7 @@ def gen_data_real_text(
         num_tokens=num_tokens,
         query=torch.from_numpy(np.concatenate(queries, axis=1)).to(device, k_cache.dtype),
         k_cache=k_cache.to(device),
+        v_cache=v_cache.to(device),
         block_tables=block_tables[:1].to(device).expand(num_steps, -1),
         maxblocks=metadata[0],
         minblocks=metadata[1],

@@ -1,4 +1,4 @@
-"""The picture: where one decode step attends and what was selected; mass held per budget."""
+"""The picture: where a decode step attends, what was selected and kept; what steps take."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ class Budget(Protocol):
     recent: torch.Tensor
     random: torch.Tensor
     read_share: float
+
+
+class Step(Protocol):
+    """What the picture needs of one way to make a step."""
+
+    name: str
+    k: int | None
+    seconds: float
+    error: float
 
 
 def _percent(share: float, decimals: int = 0) -> str:
@@ -166,14 +175,56 @@ def _plot_budgets(axes: Axes, budgets: Sequence[Budget]) -> None:
     )
 
 
+def _plot_times(axes: Axes, steps: Sequence[Step]) -> None:
+    names = [step.name for step in steps]
+    times = [step.seconds * 1e3 for step in steps]
+    colors = [_GREY if step.k is None else _BLUE for step in steps]
+    axes.barh(names, times, color=colors, height=0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 2, max(times) * 4)
+    for name, time, step in zip(names, times, steps, strict=True):
+        gain = "" if step.k is None else f"  {steps[1].seconds / step.seconds:.0f} x"
+        axes.text(time * 1.1, name, f"{time:.{1 if time < 100 else 0}f} ms{gain}", va="center")
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda time, _: f"{time:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("ms; x: times faster than attention to every block")
+    axes.set_title("A whole decode step: update, select, attend", loc="left", fontweight="bold")
+
+
+def _plot_errors(axes: Axes, steps: Sequence[Step]) -> None:
+    sparse = [step for step in steps if step.k is not None]
+    ks = [step.k for step in sparse]
+    errors = [step.error for step in sparse]
+    axes.plot(ks, errors, "-o", color=_BLUE, linewidth=2, markersize=7, clip_on=False)
+    for k, error in zip(ks, errors, strict=True):
+        axes.annotate(
+            _percent(error, 1),
+            (k, error),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=_BLUE,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0, max(*errors, 1e-3) * 1.25)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.grid(axis="y", color="#DDDDDD")
+    axes.set_xlabel("budget k")
+    axes.set_title("Error of its output, relative to its length", loc="left", fontweight="bold")
+
+
 def plot_real_text(
     mass: torch.Tensor,
     seq_lens: torch.Tensor,
     block_size: int,
     budgets: Sequence[Budget],
+    steps: Sequence[Step],
     output: Path,
 ) -> None:
-    """Draw both panels and write the picture.
+    """Draw all panels and write the picture.
 
     Parameters
     ----------
@@ -185,14 +236,18 @@ def plot_real_text(
         Tokens per KV block.
     budgets : sequence of Budget
         By rising ``k``; the first panel shows the second smallest.
+    steps : sequence of Step
+        Dense ones, the second of them by the same operator as the sparse ones; then these.
     output : Path
         Where the picture goes; the suffix says which format.
     """
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    figure = Figure(figsize=(11, 12), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, hspace=0.06)
-    upper, lower = figure.subplots(2, 1)
-    for axes in (upper, lower):
+    panels = figure.subplot_mosaic([["blocks"] * 2, ["budgets"] * 2, ["times", "errors"]])
+    for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
-    _plot_blocks(upper, mass, seq_lens, block_size, budgets[min(1, len(budgets) - 1)])
-    _plot_budgets(lower, budgets)
+    _plot_blocks(panels["blocks"], mass, seq_lens, block_size, budgets[min(1, len(budgets) - 1)])
+    _plot_budgets(panels["budgets"], budgets)
+    _plot_times(panels["times"], steps)
+    _plot_errors(panels["errors"], steps)
     figure.savefig(output, dpi=120)

@@ -12,6 +12,7 @@ import text_features
 import torch
 from demo_real_text import DemoResult
 from gen_data_real_text import BLOCK_SIZE, HEAD_DIM, gen_data_real_text, step_positions
+from whole_step import relative_error
 
 NUM_TOKENS = 12_288 + 77
 NUM_STEPS = 24
@@ -88,11 +89,33 @@ def test_exact_mass_matches_plain_softmax(result: DemoResult) -> None:
         for head in (0, 7):
             keys = data.k_cache[table].flatten(0, 1)[:seq_len, head].double()
             query = data.query[step, head * 4 : head * 4 + 4].double()
-            share = (query @ keys.T / HEAD_DIM**0.5).softmax(-1).mean(0)
+            weights = (query @ keys.T / HEAD_DIM**0.5).softmax(-1)
+            share = weights.mean(0)
             share = torch.nn.functional.pad(share, (0, -seq_len % BLOCK_SIZE))
+            values = data.v_cache[table].flatten(0, 1)[:seq_len, head].double()
             expected = share.view(-1, BLOCK_SIZE).sum(-1)
             actual = result.mass[step, head, : len(expected)].double()
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+            out = result.exact_out[step, head * 4 : head * 4 + 4].double()
+            torch.testing.assert_close(out, weights @ values, rtol=1e-4, atol=1e-5)
+
+
+def test_error_falls_with_the_budget(result: DemoResult) -> None:
+    by_torch, dense, *sparse = result.steps
+    assert [step.k for step in sparse] == [budget.k for budget in result.budgets]
+    # Of bfloat16 alone.
+    assert 0 < by_torch.error < 0.005
+    assert 0 < dense.error < 0.005
+    errors = [step.error for step in sparse]
+    assert errors == sorted(errors, reverse=True)
+    assert dense.error < errors[-1] < errors[0] < 0.1
+    assert all(step.seconds > 0 for step in result.steps)
+
+
+def test_relative_error_of_rows() -> None:
+    exact = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    out = torch.tensor([[3.0, 4.5], [1.0, 2.0]])
+    assert relative_error(out, exact) == pytest.approx((0.1 + 0.5) / 2)
 
 
 def test_table_and_picture(
@@ -103,13 +126,15 @@ def test_table_and_picture(
     assert max(map(len, lines)) <= 100
     for budget in result.budgets:
         assert sum(line.startswith(f"{budget.k:6}") for line in lines) == 2
+        assert sum(line.startswith(f"{budget.k} blocks") for line in lines) == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_same_text_and_seed_same_cache() -> None:
     def cache(seed: int) -> torch.Tensor:
         data = gen_data_real_text(text_features.default_text(), 2048, 4, seed, torch.device("cpu"))
-        return torch.cat([data.k_cache.flatten(), data.query.flatten(), data.seq_lens.flatten()])
+        caches = (data.k_cache.flatten(), data.v_cache.flatten())
+        return torch.cat([*caches, data.query.flatten(), data.seq_lens.flatten()])
 
     first = cache(0)
     assert first.isfinite().all()

@@ -208,6 +208,11 @@ def head_queries(
     return (np.stack(queries, axis=1) @ rotation).astype(np.float32)
 
 
+def head_values(vectors: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """Values of one KV head, ``[num_tokens, dim]`` float32: the tokens' own vectors."""
+    return (normalised(vectors) * np.sqrt(vectors.shape[-1]) @ rotation).astype(np.float32)
+
+
 def random_rotation(dim: int, rng: np.random.Generator) -> np.ndarray:
     """Orthogonal ``[dim, dim]`` matrix, so that no head's channels are those of another.
 

@@ -72,7 +72,8 @@ class QuestDecoder:
         being filled (before them) and the first block (behind them).
     dense_below : int
         Tokens up to which a step attends to everything, without a selection. Of no effect unless
-        `step` is given a `max_seq_len`. Default: ``2 * k * block_size``.
+        `step` is given a `max_seq_len`. Default: ``k * block_size``, the tokens of a selection:
+        beyond them, selecting begins to pay (``python -m select_attn_ops bench`` measures where).
     scale : float, optional
         Of the dot products, finite in float32. Default: ``D ** -0.5``.
 
@@ -154,7 +155,7 @@ class QuestDecoder:
         self._max_blocks = _at_least(1, "max_blocks", max_blocks)
         self._recent_blocks = _at_least(0, "recent_blocks", recent_blocks)
         self._dense_below = (
-            2 * self._k * block_size
+            self._k * block_size
             if dense_below is None
             else _at_least(0, "dense_below", dense_below)
         )

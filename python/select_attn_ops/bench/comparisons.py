@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -157,10 +158,16 @@ class DecodeStep:
     HEADS, KV_HEADS, DIM, BLOCK, K = 32, 8, 128, 128, 16
 
     @classmethod
-    def of(cls, tokens: int) -> DecodeStep:
+    def rotated(cls, tokens: int, runner: Runner) -> list[DecodeStep]:
+        """Make so many that they do not stay in the last cache from one turn to the next."""
+        size = 4 * tokens * cls.KV_HEADS * cls.DIM
+        return [cls.of(tokens, seed) for seed in range(max(runner.rotated_bytes // size, 1))]
+
+    @classmethod
+    def of(cls, tokens: int, seed: int = 0) -> DecodeStep:
         """Make one of random keys and values, in bfloat16."""
         blocks = tokens // cls.BLOCK
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         tile = torch.randn(1_000_003, generator=generator).bfloat16()
         keys, values = (
             tile.roll(shift)
@@ -186,6 +193,7 @@ class DecodeStep:
             k=cls.K,
             max_batch=1,
             max_blocks=blocks,
+            dense_below=tokens,  # taken where a max_seq_len is given
         )
         step = cls(
             torch.randn(1, cls.HEADS, cls.DIM, generator=generator).bfloat16(),
@@ -203,13 +211,15 @@ class DecodeStep:
         """Update the last block's metadata, select blocks and attend to them."""
         return self.decoder.step(self.query, self.block_tables, self.seq_lens)
 
-    def attend(self, selected: torch.Tensor) -> torch.Tensor:
-        """Attend to blocks."""
-        return self.decoder.attend(self.query, self.block_tables, self.seq_lens, selected)
+    def dense_path(self) -> torch.Tensor:
+        """Update the last block's metadata, and attend to all blocks."""
+        tokens = self.keys.shape[2]
+        return self.decoder.step(self.query, self.block_tables, self.seq_lens, max_seq_len=tokens)
 
     def dense(self) -> torch.Tensor:
         """Attend to all blocks by the same kernel."""
-        return self.attend(self.every_block)
+        decoder = self.decoder
+        return decoder.attend(self.query, self.block_tables, self.seq_lens, self.every_block)
 
     def torch_dense(self) -> torch.Tensor:
         """Attend to all tokens by torch, keys and values in one piece."""
@@ -223,6 +233,7 @@ class DecodeStep:
         selected = (part.gather(2, places) for part in (self.keys, self.values))
         for way, expected in (
             (self.dense, self.torch_dense()),
+            (self.dense_path, self.torch_dense()),
             (self.sparse, attend_densely(self.query, *selected)),
         ):
             actual = way()  # a buffer of the decoder, until the next one
@@ -235,18 +246,47 @@ def decode_step(runner: Runner) -> list[Finding]:
     found = []
     small = runner.effort.small
     for tokens, limit in [(4 * _K, 1)] if small else [(32 * _K, 8), (128 * _K, 25), (512 * _K, 50)]:
-        step = DecodeStep.of(tokens)
-        with runner.setting():
-            step.sparse()
-            step.check()
-            ways = (step.sparse, step.dense, step.torch_dense)
-            contenders = [Contender(by_turn([way]), runner.simd_target) for way in ways]
-            (times, *others), _ = interleave(runner.clock, contenders, Turns(1), runner.effort)
-        for name, other in zip(("every block", "torch, contiguous"), others, strict=True):
-            ratio = statistics.median(own / dense for own, dense in zip(times, other, strict=True))
+        steps = DecodeStep.rotated(tokens, runner)
+        ways = (DecodeStep.sparse, DecodeStep.dense, DecodeStep.torch_dense)
+        for name, ratio in zip(
+            ("every block", "torch, contiguous"), _ratios(runner, steps, ways), strict=True
+        ):
             what = f"update, select, attend over attention to {name}, {tokens // _K}k tokens"
             found.append(Finding("line 12", what, ratio, 1 / limit))
     return found
+
+
+def crossover(runner: Runner) -> list[Finding]:
+    """Where selecting begins to pay: a step over one that takes the dense path."""
+    found = []
+    budget = DecodeStep.K * DecodeStep.BLOCK
+    for share in [1.5] if runner.effort.small else [1.25, 1.5, 2.0]:
+        tokens = int(share * budget)
+        steps = DecodeStep.rotated(tokens, runner)
+        (ratio,) = _ratios(runner, steps, (DecodeStep.sparse, DecodeStep.dense_path))
+        what = f"step over the dense path, {tokens} tokens ({share:g} times the budget)"
+        found.append(Finding("crossover", what, ratio, 1.0))
+    return found
+
+
+def _ratios(
+    runner: Runner,
+    steps: Sequence[DecodeStep],
+    ways: Sequence[Callable[[DecodeStep], object]],
+) -> list[float]:
+    """Time of the first way to make a step over each other one's, medians of rounds."""
+    with runner.setting():
+        steps[0].check()
+        contenders = [
+            Contender(by_turn([functools.partial(way, step) for step in steps]), runner.simd_target)
+            for way in ways
+        ]
+        turns = Turns(len(steps))
+        (times, *others), _ = interleave(runner.clock, contenders, turns, runner.effort)
+    return [
+        statistics.median(own / dense for own, dense in zip(times, other, strict=True))
+        for other in others
+    ]
 
 
 def beside_alternatives(results: Sequence[Result]) -> list[Finding]:
@@ -281,6 +321,7 @@ COMPARISONS: dict[str, Callable[[Runner], list[Finding]]] = {
     "line 8: long beside longer": linearity,
     "line 9: between torch operators": between_torch,
     "line 12: decode step": decode_step,
+    "line 12: crossover": crossover,
 }
 """By the name that ``--filter`` looks at."""
 
