@@ -501,7 +501,7 @@ def test_comparisons() -> None:
     measurer = runner.Runner(CPU, QUICK)
     findings = [each for compare in comparisons.COMPARISONS.values() for each in compare(measurer)]
     by_label = {finding.label for finding in findings}
-    assert by_label == {"line 6", "line 7", "line 8", "line 9", "line 12", "crossover"}
+    assert by_label == {"line 6", "line 7", "line 8", "line 9", "line 12", "line 13"}
     for finding in findings:
         assert finding.value is None or finding.value > 0, finding
         assert (finding.value is None) == bool(finding.note), finding

@@ -265,7 +265,7 @@ def crossover(runner: Runner) -> list[Finding]:
         steps = DecodeStep.rotated(tokens, runner)
         (ratio,) = _ratios(runner, steps, (DecodeStep.sparse, DecodeStep.dense_path))
         what = f"step over the dense path, {tokens} tokens ({share:g} times the budget)"
-        found.append(Finding("crossover", what, ratio, 1.0))
+        found.append(Finding("line 13", what, ratio, 1.0))
     return found
 
 
@@ -321,7 +321,7 @@ COMPARISONS: dict[str, Callable[[Runner], list[Finding]]] = {
     "line 8: long beside longer": linearity,
     "line 9: between torch operators": between_torch,
     "line 12: decode step": decode_step,
-    "line 12: crossover": crossover,
+    "line 13: crossover": crossover,
 }
 """By the name that ``--filter`` looks at."""
 
