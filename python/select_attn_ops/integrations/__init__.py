@@ -1,0 +1,1 @@
+"""Adapters to other libraries, each to be imported by its own name."""
