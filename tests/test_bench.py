@@ -513,7 +513,7 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments) == 0
     *cases, select, prefill = capsys.readouterr().out.splitlines()
     for line, operator in zip(cases, (SELECT, PREFILL), strict=True):
-        bare = r" \(without arithmetic [\d.]+ of its time\)" if operator == SELECT else ""
+        bare = r" \(scoring without arithmetic: [\d.]+ of its time\)" if operator == SELECT else ""
         begin = (
             rf"line 3: {operator} .* {target}: (\S+) of the ceiling{bare}; of the threads' time: "
         )

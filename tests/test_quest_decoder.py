@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from dataclasses import dataclass, field
@@ -197,6 +198,18 @@ def loaded(block_size: int = 4, k: int = 3, **options: object) -> tuple[Engine, 
     for request in range(3):
         engine.append(request, 1)
     return engine, decoder
+
+
+def test_copy_has_its_own_memory() -> None:
+    engine, decoder = loaded()
+    copied = copy.deepcopy(decoder)
+    arguments = (torch.randn(3, NUM_HEADS, HEAD_DIM), engine.tables(), engine.seq_lens())
+    expected = decoder.step(*arguments).clone()
+    # What was the first one's cache is anybody's memory to the copy.
+    out = engine.k_cache.view(-1)[: expected.numel()].view_as(expected)
+    assert torch.equal(copied.step(*arguments, out=out), expected)
+    with pytest.raises(ValueError, match="out is written and must not share memory with k_cache"):
+        decoder.step(*arguments, out=out)
 
 
 def test_selects_as_the_operator() -> None:

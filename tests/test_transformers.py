@@ -17,6 +17,8 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     DynamicCache,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -188,7 +190,8 @@ def from_scratch(model: Any, prompts: Any, options: dict[str, int], **settings: 
 
 @every_family
 @pytest.mark.parametrize(
-    ("block_size", "k", "recent_blocks", "dense_layers"), [(4, 5, 1, 2), (3, 4, 0, 1), (7, 4, 2, 0)]
+    ("block_size", "k", "recent_blocks", "dense_layers"),
+    [(4, 5, 1, 2), (3, 4, 0, 1), (7, 4, 2, 0), (4, 1, 1, 0), (4, 2, 1, 1)],
 )
 @pytest.mark.parametrize("lengths", [(64,), (50, 64, 2)], ids=str)
 def test_decodes_as_quest_from_scratch(
@@ -475,6 +478,12 @@ def test_wrong_options(options: dict[str, int], text: str) -> None:
         QuestCache(LlamaConfig(**TINY), **options)
 
 
+@pytest.mark.parametrize("name", ["budget", "k", "block_size", "recent_blocks", "max_length"])
+def test_options_of_other_types(name: str) -> None:
+    with raises(TypeError, f"{name} must be an integer, got float"):
+        QuestCache(LlamaConfig(**TINY), **{name: 16.5})
+
+
 def test_wrong_models() -> None:
     config = MistralConfig(**TINY | {"sliding_window": 16})
     with raises(ValueError, "expected a layer without a sliding window, got none"):
@@ -554,9 +563,34 @@ def test_wrong_attention() -> None:
     for name in ("position_bias", "s_aux", "sinks", "softcap"):
         with raises(NotImplementedError, f"attention with {name} is not supported"):
             attend(keys, keys, **{name: 1.0})
+    # Nor without a cache of ours, as in layers with a sliding window.
+    for name in ("s_aux", "sinks", "softcap"):
+        with raises(NotImplementedError, f"attention with {name} is not supported"):
+            attention(module, torch.randn(1, 4, 5, 16), keys, keys, None, **{name: 1.0})
     text = "attention must pass its kwargs to cache.update, which this model's does not"
     with raises(NotImplementedError, text):
         QuestCache(LlamaConfig(**TINY)).update(keys, keys, 0)
+
+
+@torch.no_grad()
+def test_attention_sinks() -> None:
+    """Transformers' sdpa would leave them out without a word."""
+    config = GptOssConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    model = GptOssForCausalLM(config).eval()
+    model.set_attn_implementation("quest")
+    for cache in (QuestCache(config), DynamicCache(config=config)):
+        with raises(NotImplementedError, "attention with s_aux is not supported"):
+            model(torch.arange(1, 9)[None], cache=cache)
 
 
 def test_says_what_is_missing() -> None:

@@ -55,6 +55,7 @@ def measure_steps(
             k=k,
             max_batch=num_steps,
             max_blocks=num_blocks,
+            recent_blocks=0,  # the selection whose mass is measured
         )
         decoder.prefill(tables, whole_text)
         decoders.append(decoder)

@@ -140,7 +140,7 @@ class RowSums {
   VF probe_;
 };
 
-// Adds up the terms of the first rows of three arrays.
+// Adds up the terms of the first kRowsSideBySide rows of three arrays.
 template <class Score, bool kCarefully, typename T>
 HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
                         const ScoredRow<T>* HWY_RESTRICT to_l1,

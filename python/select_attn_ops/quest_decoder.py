@@ -208,11 +208,6 @@ class QuestDecoder:
         self._exists = new(max_batch, dense_blocks, dtype=torch.bool)
         self._no_block = torch.tensor(-1, dtype=torch.int32, device=device)
         self._out = new(max_batch, num_heads, head_dim, dtype=dtype)
-        self._extents = {
-            "k_cache": _extent(self._k_cache),
-            "v_cache": _extent(self._v_cache),
-            _OWN_OUT: _extent(self._out),
-        }
 
         # Only shapes matter: one row stands for all.
         query = new(1, 1, head_dim, dtype=dtype).expand(max_batch, num_heads, head_dim)
@@ -480,7 +475,7 @@ class QuestDecoder:
         if "out" in given or "lse" in given:
             self._check_written(given)
         if "query" in given and "out" not in given:
-            first, last = self._extents[_OWN_OUT]
+            first, last = _extent(self._out)
             if first <= given["query"].data_ptr() <= last:
                 raise ValueError(f"query must not lie in {_OWN_OUT}: clone it")
         if seq_lens.is_cpu:
@@ -536,9 +531,11 @@ class QuestDecoder:
                 )
 
     def _check_written(self, given: dict[str, Any]) -> None:
-        extents = {name: _extent(tensor) for name, tensor in given.items()} | self._extents
-        if "out" in given:
-            del extents[_OWN_OUT]  # which may be what is given
+        # Not kept from call to call: a copy of a decoder has its memory elsewhere.
+        own = {"k_cache": self._k_cache, "v_cache": self._v_cache}
+        if "out" not in given:  # which may be the decoder's own
+            own[_OWN_OUT] = self._out
+        extents = {name: _extent(tensor) for name, tensor in (given | own).items()}
         for name in _WRITTEN:
             if name not in given:
                 continue

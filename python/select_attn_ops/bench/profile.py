@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .cases import ATTEND, PREFILL, SELECT, Case, Shape, Spec
 from .runner import Runner
-from .stopwatch import Laps
+from .stopwatch import Laps, without_arithmetic
 
 _CALLS = 60
 
@@ -23,7 +23,8 @@ _IN_CACHE = {
 def profile(runner: Runner, specs: Sequence[Spec]) -> Iterator[str]:
     """Say per case which part of a call's time goes where, then how fast the arithmetic alone is.
 
-    Of a selection and of attention, also which share of its time a call takes that only reads.
+    Of a selection and of attention, also which share of the kernel's time a kernel takes that only
+    reads.
 
     Parameters
     ----------
@@ -62,16 +63,31 @@ def _reading(laps: Laps) -> int:
     return laps.scoring or laps.kernel
 
 
+def _time_without_arithmetic(case: Case, count: int) -> float:
+    """Of what `_reading` takes, the share that is left when the kernel only reads.
+
+    Of a selection the scoring alone, since the best of scores that mean nothing are found in
+    another time.
+    """
+    ratios = []
+    for i in range(count):
+        call = case.calls[2 * i % len(case.calls)]
+        other = case.calls[(2 * i + 1) % len(case.calls)]
+        ratios.append(_reading(Laps.of(without_arithmetic(other))) / _reading(Laps.of(call)))
+    return statistics.median(ratios)
+
+
 def _shares(runner: Runner, spec: Spec) -> str:
     case = runner.build(spec)
     with runner.setting(spec.threads, spec.simd_target):
         share = runner.measure(case, beside_alternatives=False).share.median
         laps = _laps(runner, case)
         reads = spec.shape.operator in (SELECT, ATTEND)
-        without = runner.time_without_arithmetic(case).median if reads else None
+        without = _time_without_arithmetic(case, len(laps)) if reads else None
     parts = parts_of_a_call(laps, spec.threads or runner.threads)
     text = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
-    bare = "" if without is None else f" (without arithmetic {without:.3f} of its time)"
+    part = "scoring" if spec.shape.operator == SELECT else "the kernel"
+    bare = "" if without is None else f" ({part} without arithmetic: {without:.3f} of its time)"
     return f"{spec.name}: {share:.3f} of the ceiling{bare}; of the threads' time: {text}"
 
 

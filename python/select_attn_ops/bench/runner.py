@@ -22,7 +22,6 @@ from .measuring import (
     interleave,
     last_cache_bytes,
 )
-from .stopwatch import without_arithmetic
 
 # A share of the ceiling beyond this is no speed, but a ceiling that is too low.
 CREDIBLE_SHARE = 1.02
@@ -171,23 +170,6 @@ class Runner:
             # Other work on the machine may have hidden the best way to read.
             self.ceiling.forget()
         return result
-
-    def time_without_arithmetic(self, case: Case) -> Spread:
-        """Time of a call that only reads over that of the call, round by round.
-
-        For selections and attention on the CPU.
-        """
-        target = runtime.simd_target()
-        (own, read), _ = interleave(
-            self.clock,
-            [
-                self.clock.contender(case.calls, target),
-                self.clock.contender([without_arithmetic(call) for call in case.calls], target),
-            ],
-            Turns(len(case.calls)),
-            self.effort,
-        )
-        return Spread.of([without / with_it for without, with_it in zip(read, own, strict=True)])
 
     def _measure(
         self, case: Case, others: Mapping[str, Contender], skipped: dict[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._library import integer
 from ..paged_select_attention import paged_select_attention
 from ..quest_decoder import QuestDecoder
 
@@ -34,14 +35,17 @@ __all__ = ["QuestCache", "register"]
 _LAYER = "quest_layer"
 """Keyword by which a cache layer hands itself to the attention function."""
 
-# What transformers' models may ask of attention and the operators do not do.
-_UNSUPPORTED = ("position_bias", "s_aux", "sinks", "softcap")
+# What transformers' models may ask of attention that sdpa leaves out without a word, and what it
+# does but the operators do not.
+_IGNORED_BY_SDPA = ("s_aux", "sinks", "softcap")
+_ONLY_BY_SDPA = ("position_bias",)
 
 
 def register(name: str = "quest") -> None:
     """Make sparse decoding known to transformers, for ``model.set_attn_implementation(name)``.
 
-    Without a `QuestCache`, a model that uses it does what it does with ``"sdpa"``.
+    Without a `QuestCache`, a model that uses it does what it does with ``"sdpa"``; attention sinks
+    and soft caps, which that leaves out, raise NotImplementedError.
 
     Parameters
     ----------
@@ -58,8 +62,9 @@ class QuestCache(Cache):  # type: ignore[misc]
     It goes to ``model.generate(..., cache=cache)``, or to the model's own call, after
     `register` and ``model.set_attn_implementation("quest")``. A call with several tokens per
     sequence, such as that for the prompt, attends to everything; a call with one token per
-    sequence attends, per layer and KV head, to `k` blocks: that being filled, the newest full
-    ones, the first, and those with the highest scores.
+    sequence attends, per layer and KV head, to `k` blocks, in this order: that being filled, the
+    newest full ones, the first, and those with the highest scores. With a `k` of less than
+    ``recent_blocks + 3`` nothing is left for scores.
 
     Layers with a sliding window keep transformers' own cache and attention.
 
@@ -68,14 +73,14 @@ class QuestCache(Cache):  # type: ignore[misc]
     config : transformers.PreTrainedConfig
         The model's ``config``.
     budget : int, optional
-        Tokens to attend to, at most: ``k = budget // block_size``. Default: 2048, unless `k` is
-        given.
+        Tokens to attend to, at most: ``k = budget // block_size``. Default: 2048, or a block if
+        that is longer, unless `k` is given.
     k : int, optional
         Blocks to attend to, those that are forced included, in place of `budget`.
     block_size : int
         Tokens per block.
     recent_blocks : int
-        Full blocks, the newest ones of a sequence, that are always among the `k`.
+        Full blocks, the newest ones of a sequence, that are among the `k` as far as they fit.
     dense_layers : int
         Layers, the first ones of the model, that attend to everything.
     dense_below : int, optional
@@ -142,6 +147,7 @@ class QuestCache(Cache):  # type: ignore[misc]
     ) -> None:
         if budget is not None and k is not None:
             raise ValueError("expected either budget or k, got both")
+        integer("block_size", block_size)
         for name, value, least in (
             ("block_size", block_size, 1),
             ("budget", budget, block_size),
@@ -151,10 +157,10 @@ class QuestCache(Cache):  # type: ignore[misc]
             ("dense_below", dense_below, 0),
             ("max_length", max_length, 1),
         ):
-            if value is not None and value < least:
+            if value is not None and integer(name, value) < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if k is None:
-            k = max((2048 if budget is None else budget) // block_size, 1)
+            k = (max(2048, block_size) if budget is None else budget) // block_size
         sequences = _Sequences()
         layers = DynamicCache(config=config).layers  # of the kinds that the model needs
         for i, layer in enumerate(layers):
@@ -411,9 +417,7 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"values must have the shape of the keys, got {list(value.shape)} and "
                 f"{list(key.shape)}"
             )
-        for name in _UNSUPPORTED:
-            if kwargs.get(name) is not None:
-                raise NotImplementedError(f"attention with {name} is not supported")
+        _refuse(_ONLY_BY_SDPA, kwargs)
         past, total = self._total, self._total + key.shape[2]
         is_step = past > 0 and key.shape[2] == 1
         if is_step and (dropout or (torch.is_grad_enabled() and query.requires_grad)):
@@ -559,6 +563,12 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
         return padded.transpose(1, 2)
 
 
+def _refuse(names: tuple[str, ...], arguments: dict[str, Any]) -> None:
+    for name in names:
+        if arguments.get(name) is not None:
+            raise NotImplementedError(f"attention with {name} is not supported")
+
+
 def _sdpa(
     module: Any,
     query: Tensor,
@@ -586,6 +596,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function as transformers' models call it."""
+    _refuse(_IGNORED_BY_SDPA, kwargs)
     layer: _QuestLayer | None = kwargs.pop(_LAYER, None)
     attend = _sdpa if layer is None else layer.attend
     return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
