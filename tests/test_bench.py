@@ -247,7 +247,7 @@ def test_suites_have_what_the_speed_is_judged_by() -> None:
     lines = {spec.label for spec in SUITES["speed"]()} | {
         name.split(":")[0] for name in comparisons.COMPARISONS
     }
-    assert lines == {f"line {number}" for number in range(1, 13)}
+    assert lines == {f"line {number}" for number in range(1, 14)}
     first = [spec for spec in SUITES["speed"]() if spec.label in ("line 1", "line 2")]
     assert {(s.shape.operator, s.dtype, s.threads) for s in first} == {
         (operator, dtype, threads)
