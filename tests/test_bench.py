@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -153,6 +153,25 @@ def test_ceiling_narrows_down_to_three_ways() -> None:
     finder = ceiling.Ceiling(Clock(CPU))
     assert len(finder.best([tensors])) == 3
     assert len({way for way, _ in finder.best([tensors])}) == 3  # now among what it remembers
+
+
+def test_ceiling_tries_every_way_for_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one shape need not be far apart in the same way."""
+    tried = []
+    best_of = ceiling.Ceiling._best_of
+
+    def spy(self: Any, ways: Any, *arguments: Any) -> Any:
+        tried.append(len(ways))
+        return best_of(self, ways, *arguments)
+
+    monkeypatch.setattr(ceiling.Ceiling, "_best_of", spy)
+    pool = torch.ones(4, 16, 8, 16)
+    inside, outside = pool[::2], pool.transpose(1, 2).contiguous().transpose(1, 2)[::2]
+    finder = ceiling.Ceiling(Clock(CPU))
+    for tensor in (inside[:, :, :1], outside[:, :, :1], inside[:, :, :1]):
+        finder.best([[tensor]])
+    first, second, third = tried[::3]
+    assert first == second > third
 
 
 def test_no_ceiling_for_other_devices() -> None:

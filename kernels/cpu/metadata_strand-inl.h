@@ -33,10 +33,13 @@ struct ScoredRequest {
 template <typename T>
 class MetadataStrand {
  public:
+  // Of no rows.
+  MetadataStrand() = default;
+
   // KV blocks [begin, end) of `request`, all heads.
   MetadataStrand(const QuestBlockSelectPagedParams& p, const ScoredRequest& request, int64_t begin,
                  int64_t end)
-      : p_(p), request_(request), next_(begin), end_(end) {
+      : p_(&p), request_(request), next_(begin), end_(end) {
     if (begin < end) EnterMetadataBlock();
   }
 
@@ -82,14 +85,15 @@ class MetadataStrand {
   // Turns to the rows of KV block next_ and of those behind it in the same metadata block.
   // Not inlined, so that the loop over the rows keeps its registers.
   HWY_NOINLINE void EnterMetadataBlock() {
-    const int64_t* max = p_.maxblocks_strides;
-    const int64_t* min = p_.minblocks_strides;
-    const int64_t column = next_ / p_.rows_per_metadata_block;
-    const int64_t row = next_ % p_.rows_per_metadata_block;
-    const int64_t count = std::min(p_.rows_per_metadata_block - row, end_ - next_);
+    const int64_t* max = p_->maxblocks_strides;
+    const int64_t* min = p_->minblocks_strides;
+    const int64_t column = next_ / p_->rows_per_metadata_block;
+    const int64_t row = next_ % p_->rows_per_metadata_block;
+    const int64_t count = std::min(p_->rows_per_metadata_block - row, end_ - next_);
     const int64_t block = request_.table[column];
-    first_ = {request_.queries, static_cast<const T*>(p_.maxblocks) + block * max[0] + row * max[1],
-              static_cast<const T*>(p_.minblocks) + block * min[0] + row * min[1],
+    first_ = {request_.queries,
+              static_cast<const T*>(p_->maxblocks) + block * max[0] + row * max[1],
+              static_cast<const T*>(p_->minblocks) + block * min[0] + row * min[1],
               request_.scores + (next_ - request_.first_block)};
     row_ = first_;
     constexpr int64_t kItem = sizeof(T);
@@ -97,19 +101,19 @@ class MetadataStrand {
     const Step next_row = {0, max[1] * kItem, min[1] * kItem, kFloat};
     const Step next_head = {request_.query_stride * kFloat, max[2] * kItem, min[2] * kItem,
                             request_.scores_stride * kFloat};
-    const bool heads_inside = p_.num_kv_heads > 1 && max[2] <= max[1];
+    const bool heads_inside = p_->num_kv_heads > 1 && max[2] <= max[1];
     inner_ = heads_inside ? next_head : next_row;
     outer_ = heads_inside ? next_row : next_head;
-    inner_count_ = heads_inside ? p_.num_kv_heads : count;
+    inner_count_ = heads_inside ? p_->num_kv_heads : count;
     inner_left_ = inner_count_;
-    outer_left_ = heads_inside ? count : p_.num_kv_heads;
+    outer_left_ = heads_inside ? count : p_->num_kv_heads;
     next_ += count;
   }
 
-  const QuestBlockSelectPagedParams& p_;
-  const ScoredRequest request_;
-  int64_t next_;  // KV block behind those of the rows below
-  const int64_t end_;
+  const QuestBlockSelectPagedParams* p_ = nullptr;
+  ScoredRequest request_ = {};
+  int64_t next_ = 0;  // KV block behind those of the rows below
+  int64_t end_ = 0;
   ScoredRow<T> row_ = {};    // the next one
   ScoredRow<T> first_ = {};  // of the inner ones
   Step inner_ = {};

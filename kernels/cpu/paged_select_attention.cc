@@ -174,11 +174,88 @@ class Attention {
     }
   }
 
-  // The tokens of the chunks that a thread takes, tile after tile.
+  // A walk through the tokens of a chunk.
+  class TokenCursor {
+   public:
+    TokenCursor() = default;
+
+    // At the first token of `chunk`, which has some.
+    TokenCursor(const Attention& attention, const Chunk& chunk)
+        : attention_(&attention), chunk_(&chunk), slot_(chunk.first_slot) {
+      EnterBlock();
+    }
+
+    // Whether the end has been reached.
+    bool done() const { return left_ == 0; }
+
+    // Goes on by `count` tokens, at most to the end.
+    void Skip(int64_t count) {
+      for (; count >= left_ && count > 0; EnterBlock()) count -= left_;
+      if (count > 0) Advance(count);
+    }
+
+    // Goes on to the next block.
+    int64_t SkipBlock() {
+      const int64_t count = left_;
+      EnterBlock();
+      return count;
+    }
+
+    // Says where the token's key and value lie, and goes on to the next.
+    HWY_INLINE void Take(const T*& key, const T*& value) {
+      key = key_;
+      value = value_;
+      Advance(1);
+      if (left_ == 0) EnterBlock();
+    }
+
+   private:
+    HWY_INLINE void Advance(int64_t count) {
+      key_ += count * attention_->p_.k_cache_strides[1];
+      value_ += count * attention_->p_.v_cache_strides[1];
+      left_ -= count;
+    }
+
+    // Turns to the next block of the chunk that has tokens, if there is one.
+    HWY_NOINLINE void EnterBlock() {
+      const PagedSelectAttentionParams& p = attention_->p_;
+      const int64_t b = chunk_->row / p.num_kv_heads;
+      const int64_t n = chunk_->row % p.num_kv_heads;
+      const int32_t* selected = attention_->Selected(chunk_->row);
+      left_ = 0;
+      while (left_ == 0 && slot_ < chunk_->end_slot) {
+        const int64_t j = selected[slot_++];
+        if (j < 0) continue;
+        const int64_t end = std::min(NumTokens(p, b, j), chunk_->end_token);
+        if (end <= chunk_->first_token) continue;
+        const int64_t block = p.block_tables[b * p.block_tables_stride + j];
+        key_ = At(p.k_cache, p.k_cache_strides, block, n);
+        value_ = At(p.v_cache, p.v_cache_strides, block, n);
+        left_ = end - chunk_->first_token;
+      }
+    }
+
+    // The chunk's first token of a block and KV head.
+    const T* At(const void* cache, const int64_t* strides, int64_t block, int64_t n) const {
+      return static_cast<const T*>(cache) + block * strides[0] + chunk_->first_token * strides[1] +
+             n * strides[2];
+    }
+
+    const Attention* attention_ = nullptr;
+    const Chunk* chunk_ = nullptr;
+    int64_t slot_ = 0;        // the next one
+    int64_t left_ = 0;        // tokens of the block
+    const T* key_ = nullptr;  // of the next token
+    const T* value_ = nullptr;
+  };
+
+  // The tokens of the chunks that a thread takes, tile after tile. A tile has tokens of all parts
+  // of its chunk in turn: with keys and values that makes eight streams. What a chunk has beyond
+  // whole tiles comes last.
   class ChunkReader {
    public:
     ChunkReader(const Attention& attention, RangeQueue& queue)
-        : attention_(attention), p_(attention.p_), queue_(queue) {}
+        : attention_(attention), queue_(queue) {}
 
     // False, and nothing written, where no chunk is left. Tiles end with their chunk.
     bool Next(Tile& tile) {
@@ -186,20 +263,20 @@ class Attention {
       if (tile.is_first && !NextChunk()) return false;
       tile.chunk = chunk_;
       TokenTile<T>& tokens = tile.tokens;
-      tokens.count = 0;
-      for (;;) {
-        const int64_t count = std::min(tokens_left_, kTileTokens - tokens.count);
-        for (int64_t t = 0; t < count; ++t) {
-          tokens.keys[tokens.count + t] = key_ + t * p_.k_cache_strides[1];
-          tokens.values[tokens.count + t] = value_ + t * p_.v_cache_strides[1];
+      if (tokens_left_ >= kTileTokens) {
+        tokens.count = kTileTokens;
+        for (int64_t t = 0; t < kTileTokens; t += kParts) {
+          for (int64_t i = 0; i < kParts; ++i) {
+            parts_[i].Take(tokens.keys[t + i], tokens.values[t + i]);
+          }
         }
-        tokens.count += count;
-        key_ += count * p_.k_cache_strides[1];
-        value_ += count * p_.v_cache_strides[1];
-        tokens_left_ -= count;
-        if (tokens_left_ == 0 && !NextBlock()) break;
-        if (tokens.count == kTileTokens) break;
+      } else {
+        tokens.count = tokens_left_;
+        for (int64_t t = 0; t < tokens.count; ++t) {
+          parts_[kParts - 1].Take(tokens.keys[t], tokens.values[t]);
+        }
       }
+      tokens_left_ -= tokens.count;
       tile.is_last = tokens_left_ == 0;
       std::fill(tokens.keys + tokens.count, tokens.keys + kTileTokens,
                 tokens.keys[tokens.count - 1]);
@@ -209,49 +286,29 @@ class Attention {
     }
 
    private:
+    static constexpr int64_t kParts = 4;
+    static_assert(kTileTokens % kParts == 0);
+
     bool NextChunk() {
       Range number;
       if (!queue_.Take(number)) return false;
       chunk_ = &attention_.chunks_[static_cast<size_t>(number.begin)];
-      slot_ = chunk_->first_slot;
-      NextBlock();
+      TokenCursor cursor(attention_, *chunk_);
+      parts_[0] = cursor;
+      while (!cursor.done()) tokens_left_ += cursor.SkipBlock();
+      const int64_t part = tokens_left_ / kTileTokens * (kTileTokens / kParts);
+      for (int64_t i = 1; i < kParts; ++i) {
+        parts_[i] = parts_[i - 1];
+        parts_[i].Skip(part);
+      }
       return true;
     }
 
-    // Turns to the next block of the chunk that has tokens.
-    bool NextBlock() {
-      const int64_t b = chunk_->row / p_.num_kv_heads;
-      const int64_t n = chunk_->row % p_.num_kv_heads;
-      const int32_t* selected = attention_.Selected(chunk_->row);
-      for (; slot_ < chunk_->end_slot; ++slot_) {
-        const int64_t j = selected[slot_];
-        if (j < 0) continue;
-        const int64_t end = std::min(NumTokens(p_, b, j), chunk_->end_token);
-        if (end <= chunk_->first_token) continue;
-        const int64_t block = p_.block_tables[b * p_.block_tables_stride + j];
-        key_ = At(p_.k_cache, p_.k_cache_strides, block, n);
-        value_ = At(p_.v_cache, p_.v_cache_strides, block, n);
-        tokens_left_ = end - chunk_->first_token;
-        ++slot_;
-        return true;
-      }
-      return false;
-    }
-
-    // The chunk's first token of a block and KV head.
-    const T* At(const void* cache, const int64_t* strides, int64_t block, int64_t n) const {
-      return static_cast<const T*>(cache) + block * strides[0] + chunk_->first_token * strides[1] +
-             n * strides[2];
-    }
-
     const Attention& attention_;
-    const PagedSelectAttentionParams& p_;
     RangeQueue& queue_;
     const Chunk* chunk_ = nullptr;
-    int64_t slot_ = 0;         // the next one
-    int64_t tokens_left_ = 0;  // of the block
-    const T* key_ = nullptr;   // of the next token
-    const T* value_ = nullptr;
+    int64_t tokens_left_ = 0;    // of the chunk
+    TokenCursor parts_[kParts];  // the last goes on beyond its part
   };
 
   void Start(const Chunk& chunk, Softmax<T>& softmax) const {

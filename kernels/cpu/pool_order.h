@@ -59,7 +59,8 @@ class PoolOrder {
   // is nothing to go through.
   bool pays() const { return !blocks_.empty(); }
 
-  // The blocks that a thread takes, one after the other.
+  // The blocks that a thread takes. Those of a range come from four parts of it in turn: memory
+  // delivers to several places at once.
   class Queue {
    public:
     Queue(const std::vector<Block>& blocks, RangeQueue& ranges)
@@ -67,15 +68,25 @@ class PoolOrder {
 
     // As RangeQueue::Take.
     bool Take(Block& block) {
-      if (range_.begin == range_.end && !ranges_.Take(range_)) return false;
-      block = blocks_[static_cast<size_t>(range_.begin++)];
+      if (taken_ == range_.end - range_.begin) {
+        if (!ranges_.Take(range_)) return false;
+        taken_ = 0;
+      }
+      const int64_t size = range_.end - range_.begin;
+      const int64_t part = taken_ % kParts;  // the first ones are a block longer than the others
+      const int64_t first = part * (size / kParts) + std::min(part, size % kParts);
+      block = blocks_[static_cast<size_t>(range_.begin + first + taken_ / kParts)];
+      ++taken_;
       return true;
     }
 
    private:
+    static constexpr int64_t kParts = 4;
+
     const std::vector<Block>& blocks_;
     RangeQueue& ranges_;
     Range range_ = {0, 0};
+    int64_t taken_ = 0;  // blocks of the range
   };
 
   // Calls fn(queue) as cpu::ParallelTake does, with a Queue of the blocks, of `block_bytes` bytes

@@ -12,9 +12,15 @@ namespace select_attn::cpu {
 
 constexpr int64_t kCacheLine = 64;  // bytes that the memory moves at a time
 
-// Bytes that a kernel reads between asking for a cache line and using it. It asks twice: early, for
-// the second-level cache, which takes many requests at once, and again for the first level, whose
-// few line-fill buffers would be taken up for too long if they had to wait for the memory.
+// How often a kernel asks for a cache line before it uses it. Where rows follow each other without
+// gaps, once, for the first-level cache: hardware has seen the stream and brings what comes next
+// into the second level, where more requests would only be in its way. Rows with gaps between them
+// it does not bring; so they are asked for early as well, for the second level, which takes many
+// requests at once: the few line-fill buffers of the first would be taken up for too long if all
+// had to wait for the memory.
+enum class Ask { kOnce, kTwice };
+
+// Bytes that a kernel reads between asking for a cache line and using it.
 constexpr int64_t kAheadToL1 = int64_t{4} << 10;
 constexpr int64_t kAheadToL2 = int64_t{12} << 10;
 

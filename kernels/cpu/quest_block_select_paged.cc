@@ -93,6 +93,9 @@ class Selection {
  private:
   using Strand = MetadataStrand<T>;
 
+  // Rows are taken from so many places in turn: with max and min that makes eight streams.
+  static constexpr int kStrands = 4;
+
   // Rows of `cost` operations or so that make a range worth handing over.
   static int64_t RowsPerRange(int64_t cost) { return std::max<int64_t>(32768 / cost, 1); }
 
@@ -125,6 +128,18 @@ class Selection {
     MeanQuery(heads, p_.query_strides[1], group, p_.head_dim, Query(row));
   }
 
+  Ask ask() const {
+    return HasGaps(p_.maxblocks_strides) || HasGaps(p_.minblocks_strides) ? Ask::kTwice
+                                                                          : Ask::kOnce;
+  }
+
+  // Whether there is anything between the rows of a metadata block.
+  bool HasGaps(const int64_t* strides) const {
+    const int64_t rows = p_.rows_per_metadata_block;
+    const int64_t span = (rows - 1) * strides[1] + (p_.num_kv_heads - 1) * strides[2] + p_.head_dim;
+    return span > rows * p_.num_kv_heads * p_.head_dim;
+  }
+
   bool HasShortMetadataBlocks() const {
     return p_.rows_per_metadata_block * RowBytes() <= 2 * kShortBlockBytes;
   }
@@ -148,13 +163,22 @@ class Selection {
     const int64_t rows = p_.rows_per_metadata_block;
     order.ParallelTake(rows * RowBytes(), [&](PoolOrder::Queue& queue) {
       const Lap lap(Phase::kScoring);
-      RowPipeline<T> pipeline(p_.head_dim);
-      for (PoolOrder::Block block; queue.Take(block);) {
-        const RankedBlocks& ranked = ranked_[block.request];
-        const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
-        const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
-        Strand strand(p_, Scored(block.request), begin, end);
-        while (!strand.done()) pipeline.Push(strand.Next());
+      RowPipeline<T> pipeline(p_.head_dim, ask());
+      Strand strands[kStrands];
+      for (bool found = true; found;) {
+        found = false;
+        for (Strand& strand : strands) {
+          PoolOrder::Block block;
+          if (strand.done() && queue.Take(block)) {
+            const RankedBlocks& ranked = ranked_[block.request];
+            const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
+            const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
+            strand = Strand(p_, Scored(block.request), begin, end);
+          }
+          if (strand.done()) continue;
+          pipeline.Push(strand.Next());
+          found = true;
+        }
       }
       pipeline.Finish();
     });
@@ -178,22 +202,28 @@ class Selection {
   class TileScorer {
    public:
     TileScorer(Selection& selection, std::vector<std::atomic<int64_t>>& tiles_left)
-        : selection_(selection), tiles_left_(tiles_left), pipeline_(selection.p_.head_dim) {}
+        : selection_(selection),
+          tiles_left_(tiles_left),
+          pipeline_(selection.p_.head_dim, selection.ask()) {}
 
     void Score(const Tiles::Tile& tile) {
       const QuestBlockSelectPagedParams& p = selection_.p_;
       const ScoredRequest request = selection_.Scored(tile.b);
       const int64_t begin = request.first_block + tile.begin;
       const int64_t end = request.first_block + tile.end;
-      // The halves side by side, since while one of them crosses into another page the other goes
-      // on. The first is a row short: streams a power of two apart would share the same few lines
-      // of a cache.
-      const int64_t middle = begin + std::max<int64_t>((end - begin) / 2 - 1, 0);
-      Strand first(p, request, begin, middle);
-      Strand second(p, request, middle, end);
-      while (!second.done()) {
-        if (!first.done()) pipeline_.Push(first.Next());
-        pipeline_.Push(second.Next());
+      Strand strands[kStrands];
+      int64_t from = begin;
+      for (int i = 0; i < kStrands; ++i) {
+        // Not all of one length: streams a power of two apart would share the same few lines of a
+        // cache. The last is the longest.
+        const int64_t to = begin + (end - begin) * (i + 1) / kStrands - (kStrands - 1 - i);
+        strands[i] = Strand(p, request, from, std::max(from, to));
+        from = std::max(from, to);
+      }
+      while (!strands[kStrands - 1].done()) {
+        for (Strand& strand : strands) {
+          if (!strand.done()) pipeline_.Push(strand.Next());
+        }
         if (HWY_UNLIKELY(pipeline_.num_scored() >= next_work_)) Work();
       }
       pushed_.push_back({tile.b, pipeline_.num_pushed()});

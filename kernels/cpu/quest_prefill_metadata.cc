@@ -82,21 +82,22 @@ HWY_INLINE void PrefetchVector(D d, int64_t i, const hn::TFromD<D>* at, Prefetch
 }
 
 // Merges the vector at element i of a row of keys into max and min, which hold ordered integers.
-// Asks for the same place of to_l1 and to_l2, which are rows that come later, or the row itself.
-template <class D, class T = hn::TFromD<D>>
+// Asks for the same place of to_l1 and, if twice, to_l2, which are rows that come later, or the row
+// itself.
+template <Ask kAsk, class D, class T = hn::TFromD<D>>
 HWY_INLINE void MergeVector(D d, int64_t i, const T* keys, const T* to_l1, const T* to_l2,
                             hn::Vec<D>& max, hn::Vec<D>& min) {
   PrefetchVector(d, i, to_l1 + i, PrefetchToL1);
-  PrefetchVector(d, i, to_l2 + i, PrefetchToL2);
+  if constexpr (kAsk == Ask::kTwice) PrefetchVector(d, i, to_l2 + i, PrefetchToL2);
   const auto key = Ordered(d, hn::LoadU(d, keys + i));
   max = hn::Max(max, key);
   min = hn::Min(min, key);
 }
 
 // Merges kTokens rows of `count` keys, each `stride` after the one before, into max and min, which
-// hold ordered integers. Asks for the same places of to_l1 and to_l2, which are rows that come
-// later, or the rows themselves where there are none.
-template <int kTokens, typename Bits>
+// hold ordered integers. Asks for the same places of to_l1 and, if twice, to_l2, which are rows
+// that come later, or the rows themselves where there are none.
+template <int kTokens, Ask kAsk, typename Bits>
 HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
                             int64_t stride, int64_t count, Bits* HWY_RESTRICT max,
                             Bits* HWY_RESTRICT min) {
@@ -105,7 +106,7 @@ HWY_INLINE void MergeTokens(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
     auto vmin = hn::LoadU(d, min + i);
     for (int t = 0; t < kTokens; ++t) {
       const int64_t row = t * stride;
-      MergeVector(d, i, keys + row, to_l1 + row, to_l2 + row, vmax, vmin);
+      MergeVector<kAsk>(d, i, keys + row, to_l1 + row, to_l2 + row, vmax, vmin);
     }
     hn::StoreU(vmax, d, max + i);
     hn::StoreU(vmin, d, min + i);
@@ -122,7 +123,8 @@ HWY_INLINE int64_t StripSize() {
   return kVectorsPerStrip * static_cast<int64_t>(hn::Lanes(hn::ScalableTag<Bits>()));
 }
 
-// Merges num_tokens rows of `count` keys, at most a strip, as MergeTokens.
+// Merges num_tokens rows of `count` keys, at most a strip, as MergeTokens. Asks twice, because
+// strips are for short blocks and rows with gaps.
 template <typename Bits>
 HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
                             int64_t stride, int64_t num_tokens, int64_t count,
@@ -132,7 +134,7 @@ HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
   if (count < kVectorsPerStrip * lanes) {
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t row = t * stride;
-      MergeTokens<1>(keys + row, to_l1 + row, to_l2 + row, stride, count, max, min);
+      MergeTokens<1, Ask::kTwice>(keys + row, to_l1 + row, to_l2 + row, stride, count, max, min);
     }
     return;
   }
@@ -148,10 +150,10 @@ HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, co
     const Bits* row = keys + t * stride;
     const Bits* near = to_l1 + t * stride;
     const Bits* far = to_l2 + t * stride;
-    MergeVector(d, 0, row, near, far, max0, min0);
-    MergeVector(d, lanes, row, near, far, max1, min1);
-    MergeVector(d, 2 * lanes, row, near, far, max2, min2);
-    MergeVector(d, 3 * lanes, row, near, far, max3, min3);
+    MergeVector<Ask::kTwice>(d, 0, row, near, far, max0, min0);
+    MergeVector<Ask::kTwice>(d, lanes, row, near, far, max1, min1);
+    MergeVector<Ask::kTwice>(d, 2 * lanes, row, near, far, max2, min2);
+    MergeVector<Ask::kTwice>(d, 3 * lanes, row, near, far, max3, min3);
   }
   hn::StoreU(max0, d, max);
   hn::StoreU(max1, d, max + lanes);
@@ -407,22 +409,38 @@ class MetadataPass {
     }
   }
 
-  // Reduces a block as four parts, read side by side, so that max and min are loaded and stored
-  // once for a token of each; asks for the block that is next. False, and nothing done, for a block
-  // in several pieces or one whose parts are within a page: hardware prefetches a few long streams,
-  // but loses track of streams that share a page.
+  // Reduces a block in parts that are read side by side, so that max and min are loaded and stored
+  // once for a token of each. False, and nothing done, for a block that is better read in strips.
   bool ReduceParts(const Upcoming<Block>& upcoming, int64_t num_tokens, Bits* max,
                    Bits* min) const {
-    constexpr int kParts = 4;
+    const bool has_gaps = p_.k_cache_strides[1] > piece_size_;
+    if (has_gaps && num_pieces_ > 1) return false;
+    for (int64_t piece = 0; piece < num_pieces_; ++piece) {
+      const Bits* keys = upcoming[0].keys + piece * piece_stride_;
+      const Bits* next = piece + 1 < num_pieces_ ? keys + piece_stride_ : upcoming[1].keys;
+      const bool done =
+          (!has_gaps && ReducePiece<8, Ask::kOnce>(keys, next, num_tokens, max, min)) ||
+          ReducePiece<4, Ask::kTwice>(keys, next, num_tokens, max, min);
+      if (!done) return false;  // so is the first
+      max += piece_size_;
+      min += piece_size_;
+    }
+    return true;
+  }
+
+  // Does so with a piece of a block, and asks for the one that is next. False, and nothing done,
+  // where parts would lie within a page: hardware prefetches a few long streams, but loses track of
+  // streams that share a page.
+  template <int kParts, Ask kAsk>
+  bool ReducePiece(const Bits* keys, const Bits* next, int64_t num_tokens, Bits* max,
+                   Bits* min) const {
     constexpr int64_t kPageBytes = 4096;
     const int64_t count = piece_size_;
     const int64_t stride = p_.k_cache_strides[1];
     const int64_t part = num_tokens / kParts;
-    if (num_pieces_ > 1 || part * stride * int64_t{sizeof(Bits)} < kPageBytes) return false;
-    const Bits* keys = upcoming[0].keys;
-    const Bits* next = upcoming[1].keys;
+    if (part * stride * int64_t{sizeof(Bits)} < kPageBytes) return false;
     // What is read in the first part so many bytes after row t, which may be in the first part of
-    // the next block; the other parts are like it. Rows with gaps between them are counted whole.
+    // the next piece; the other parts are like it. Rows with gaps between them are counted whole.
     const auto ahead = [&](int64_t t, int64_t bytes) {
       const int64_t elements = bytes / (kParts * int64_t{sizeof(Bits)});
       const bool is_dense = stride == count;
@@ -432,12 +450,12 @@ class MetadataPass {
       return from + (is_dense ? elements % count : 0);
     };
     for (int64_t t = 0; t < part; ++t) {
-      MergeTokens<kParts>(keys + t * stride, ahead(t, kAheadToL1), ahead(t, kAheadToL2),
-                          part * stride, count, max, min);
+      MergeTokens<kParts, kAsk>(keys + t * stride, ahead(t, kAheadToL1), ahead(t, kAheadToL2),
+                                part * stride, count, max, min);
     }
     for (int64_t t = part * kParts; t < num_tokens; ++t) {
       const Bits* row = keys + t * stride;
-      MergeTokens<1>(row, row, row, stride, count, max, min);
+      MergeTokens<1, kAsk>(row, row, row, stride, count, max, min);
     }
     return true;
   }

@@ -24,10 +24,11 @@ namespace HWY_NAMESPACE {
 template <typename T>
 class RowPipeline {
  public:
-  explicit RowPipeline(int64_t head_dim)
+  RowPipeline(int64_t head_dim, Ask ask)
       : head_dim_(head_dim),
+        ask_(ask),
         to_l1_(RowsIn(kAheadToL1, head_dim)),
-        to_l2_(to_l1_ + RowsIn(kAheadToL2 - kAheadToL1, head_dim)) {}
+        to_l2_(to_l1_ + (ask == Ask::kTwice ? RowsIn(kAheadToL2 - kAheadToL1, head_dim) : 0)) {}
 
   // Takes a row, and scores some of those before it if enough have come.
   HWY_INLINE void Push(const ScoredRow<T>& row) {
@@ -67,15 +68,26 @@ class RowPipeline {
 
   HWY_NOINLINE void ScoreOldest(const ScoredRow<T>* HWY_RESTRICT to_l1,
                                 const ScoredRow<T>* HWY_RESTRICT to_l2) {
-    if (HWY_UNLIKELY(reads_only_)) {
-      ReadRows(Row(scored_), to_l1, to_l2, head_dim_);
+    if (ask_ == Ask::kOnce) {
+      Score<Ask::kOnce>(to_l1, to_l2);
     } else {
-      ScoreRows<MinMaxScore>(Row(scored_), to_l1, to_l2, head_dim_);
+      Score<Ask::kTwice>(to_l1, to_l2);
     }
     scored_ += kRowsAtOnce;
   }
 
+  template <Ask kAsk>
+  HWY_INLINE void Score(const ScoredRow<T>* HWY_RESTRICT to_l1,
+                        const ScoredRow<T>* HWY_RESTRICT to_l2) {
+    if (HWY_UNLIKELY(reads_only_)) {
+      ReadRows<kAsk>(Row(scored_), to_l1, to_l2, head_dim_);
+    } else {
+      ScoreRows<MinMaxScore, kAsk>(Row(scored_), to_l1, to_l2, head_dim_);
+    }
+  }
+
   const int64_t head_dim_;
+  const Ask ask_;
   const bool reads_only_ = ReadsOnly();
   const uint64_t to_l1_;  // rows from one that is scored to those that are asked for
   const uint64_t to_l2_;

@@ -93,13 +93,15 @@ struct ScoredRow {
 };
 
 // Asks for what belongs to the elements that one Load at d reads, in the rows that come later.
-template <typename T>
+template <Ask kAsk, typename T>
 HWY_INLINE void PrefetchRows(const ScoredRow<T>& to_l1, const ScoredRow<T>& to_l2, int64_t d) {
   ForEachLine<T>(d, [&](int64_t line) HWY_ATTR {
     PrefetchToL1(to_l1.max + line);
     PrefetchToL1(to_l1.min + line);
-    PrefetchToL2(to_l2.max + line);
-    PrefetchToL2(to_l2.min + line);
+    if constexpr (kAsk == Ask::kTwice) {
+      PrefetchToL2(to_l2.max + line);
+      PrefetchToL2(to_l2.min + line);
+    }
   });
 }
 
@@ -141,7 +143,7 @@ class RowSums {
 };
 
 // Adds up the terms of the first kRowsSideBySide rows of three arrays.
-template <class Score, bool kCarefully, typename T>
+template <class Score, bool kCarefully, Ask kAsk, typename T>
 HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
                         const ScoredRow<T>* HWY_RESTRICT to_l1,
                         const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim,
@@ -161,7 +163,7 @@ HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
   };
   const auto prefetch = [&](int64_t d) HWY_ATTR {
     if constexpr (!kCarefully) {
-      for (int r = 0; r < kRowsSideBySide; ++r) PrefetchRows(to_l1[r], to_l2[r], d);
+      for (int r = 0; r < kRowsSideBySide; ++r) PrefetchRows<kAsk>(to_l1[r], to_l2[r], d);
     }
   };
   int64_t d = 0;
@@ -193,7 +195,7 @@ HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
 
 // Writes the score of each of four rows; false if they may be wrong, which kCarefully they never
 // are.
-template <class Score, bool kCarefully, typename T>
+template <class Score, bool kCarefully, Ask kAsk, typename T>
 HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
                              const ScoredRow<T>* HWY_RESTRICT to_l1,
                              const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim,
@@ -202,27 +204,27 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   auto probe = hn::Zero(df);
   VF sums[kRowsAtOnce];
   for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
-    SumRows<Score, kCarefully>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i, probe);
+    SumRows<Score, kCarefully, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i, probe);
   }
   StoreSums(sums, scores);
   return hn::AllFalse(df, hn::IsNaN(probe));
 }
 
-// Scores four rows, and asks for two times four that come later. The score of a row does not depend
-// on those beside it.
-template <class Score, typename T>
+// Scores four rows, and asks for four or two times four that come later. The score of a row does
+// not depend on those beside it.
+template <class Score, Ask kAsk, typename T>
 HWY_INLINE void ScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
                           const ScoredRow<T>* HWY_RESTRICT to_l1,
                           const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim) {
   float scores[kRowsAtOnce];
-  const bool done = TryScoreRows<Score, false>(rows, to_l1, to_l2, head_dim, scores);
-  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true>(rows, to_l1, to_l2, head_dim, scores);
+  const bool done = TryScoreRows<Score, false, kAsk>(rows, to_l1, to_l2, head_dim, scores);
+  if (HWY_UNLIKELY(!done)) TryScoreRows<Score, true, kAsk>(rows, to_l1, to_l2, head_dim, scores);
   for (int i = 0; i < kRowsAtOnce; ++i) *rows[i].score = scores[i];
 }
 
 // What a diagnostic run does in place of ScoreRows: reads the same, but for what is left behind
 // whole Loads, and leaves scores that mean nothing.
-template <typename T>
+template <Ask kAsk, typename T>
 HWY_INLINE void ReadRows(const ScoredRow<T>* HWY_RESTRICT rows,
                          const ScoredRow<T>* HWY_RESTRICT to_l1,
                          const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim) {
@@ -230,7 +232,7 @@ HWY_INLINE void ReadRows(const ScoredRow<T>* HWY_RESTRICT rows,
   for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
     for (int64_t d = 0; d + LoadSize() <= head_dim; d += LoadSize()) {
       for (int r = i; r < i + kRowsSideBySide; ++r) {
-        PrefetchRows(to_l1[r], to_l2[r], d);
+        PrefetchRows<kAsk>(to_l1[r], to_l2[r], d);
         ReadOnly(rows[r].max + d, bits);
         ReadOnly(rows[r].min + d, bits);
       }

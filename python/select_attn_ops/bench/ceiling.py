@@ -128,8 +128,8 @@ class Ceiling:
         size = sum(tensor.numel() * tensor.element_size() for tensor in sets[0])
         share = min(self._calibration_bytes / size, 1)
         parts = [[_first(tensor, share) for tensor in tensors] for tensors in sets]
-        # Where nothing is between the rows, their length makes no difference.
-        kinds = tuple(is_dense(tensor) or tensor.shape[1:] for tensor in sets[0])
+        # Where nothing is between the rows, how they lie makes no difference.
+        kinds = tuple(is_dense(tensor) or (tensor.shape[1:], tensor.stride()) for tensor in sets[0])
         key = (
             *(runtime.get_num_threads(), kinds, len(sets) > 1),
             min(size, self._calibration_bytes).bit_length(),
