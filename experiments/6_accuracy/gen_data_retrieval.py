@@ -228,21 +228,25 @@ def gen_data_training(
     tokens = np.stack([window_of(text, num_tokens, rng) for _ in range(batch)])
     kinds = np.full(tokens.shape, TEXT)
     for row, kind in zip(tokens, kinds, strict=True):
-        _repeat_passages(row, kind, rng)
-        _say_pairs(row, kind, rng)
+        # Not both in one text, where one would overwrite what the other repeats.
+        (_repeat_passages if rng.random() < 0.5 else _say_pairs)(row, kind, rng)
     return tokens, kinds
 
 
 def _repeat_passages(row: np.ndarray, kind: np.ndarray, rng: np.random.Generator) -> None:
-    """Copy passages to later places; every other one is shuffled, which no text predicts."""
-    for number in range(max(1, len(row) // 256)):
-        length = int(rng.integers(16, max(len(row) // 4, 17))) if len(row) < 256 else 0
-        length = length or int(rng.integers(24, 65))
-        first, second = np.sort(rng.integers(0, len(row) - length + 1, 2))
-        if second - first < length:
-            first, second = 0, len(row) - length
-        if number % 2 == 0:
-            row[first : first + length] = rng.permutation(row[first : first + length])
+    """Copy passages of the first half to the second; some are of letters and digits by chance."""
+    half = len(row) // 2
+    count = int(rng.integers(1, min(half // 32, 12) + 1))
+    stretch = half // count
+    for number, other in enumerate(rng.permutation(count)):
+        length = int(rng.integers(16, min(stretch, 64) + 1))
+        first, second = (
+            start + int(rng.integers(stretch - length + 1))
+            for start in (number * stretch, half + other * stretch)
+        )
+        if rng.random() < 0.7:
+            signs = np.concatenate([_LETTERS, _DIGITS]).astype(np.int64)
+            row[first : first + length] = rng.choice(signs, length)
             kind[first : first + length] = NOISE
         row[second : second + length] = row[first : first + length]
         kind[second : second + length] = kind[first : first + length]
@@ -255,7 +259,7 @@ def _say_pairs(row: np.ndarray, kind: np.ndarray, rng: np.random.Generator) -> N
     The text is divided into slots of a pair's length; some are for pairs, the others stay text.
     """
     places = np.arange(rng.integers(PAIR_TOKENS), len(row) - PAIR_TOKENS + 1, PAIR_TOKENS)
-    num_pairs = int(rng.integers(2, min(len(places) // 4, 48) + 1))
+    num_pairs = int(rng.integers(2, min(len(places) // 3, 48) + 1))
     num_asked = min(2 * num_pairs, len(places) - num_pairs)
     keys, values = draw_pairs(num_pairs, rng)
     # Most pairs are said in the first two thirds, so that distances are long.
