@@ -212,6 +212,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER)
     parser.add_argument("--text", type=Path, default=default_text(), help="folder of programs")
+    parser.add_argument(
+        "--on", nargs="+", choices=("model", "features"), default=["model", "features"]
+    )
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.0625, help="budget, of the blocks")
@@ -237,10 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, tuple[list[Row], d
     def progress(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    found = {
-        "model": on_model(options, all_summaries(True), progress),
-        "features": on_features(options, all_summaries(False), progress),
-    }
+    found = {}
+    if "model" in options.on:
+        found["model"] = on_model(options, all_summaries(True), progress)
+    if "features" in options.on:
+        found["features"] = on_features(options, all_summaries(False), progress)
     for name, (rows, limits) in found.items():
         print(f"\n{name}: {limits}")
         print_rows(f"{name}: every summary", sorted(rows, key=lambda row: row.nbytes), limits)

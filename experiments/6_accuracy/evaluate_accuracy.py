@@ -76,7 +76,7 @@ def prefill(model: LlamaForCausalLM, simulation: Simulation, context: np.ndarray
     """The cache of one text, dense: ``[num_tokens]`` tokens."""
     simulation.rule = None
     cache = DynamicCache()
-    model(torch.from_numpy(context)[None], past_key_values=cache, logits_to_keep=1)
+    model(torch.from_numpy(context)[None], cache=cache, logits_to_keep=1)
     return cache
 
 
@@ -93,7 +93,7 @@ def continued(
     simulation.seen.clear()
     simulation.generator.manual_seed(0)
     inputs = torch.from_numpy(tokens)
-    return model(inputs, past_key_values=copies(cache, len(inputs))).logits
+    return model(inputs, cache=copies(cache, len(inputs))).logits
 
 
 def are_right(logits: torch.Tensor, questions: np.ndarray, answer_tokens: int) -> torch.Tensor:
@@ -169,7 +169,9 @@ class MassMeter:
                 chosen = measures.top_blocks(known[size, kind], rule.k)
                 best = measures.top_blocks(known[size, "exact"], rule.k)
                 held[i].append(measures.held(masses[size], chosen).mean((0, 3)).flatten())
-                recall[i].append(measures.recall(chosen, best).mean((0, 2)))
+                recall[i].append(
+                    measures.recall(chosen, best, known[size, "exact"]).nanmean((0, 2))
+                )
         for i in range(len(self._rules)):
             self._held[i] = self._held[i] + torch.stack(held[i])
             self._recall[i] = self._recall[i] + torch.stack(recall[i])

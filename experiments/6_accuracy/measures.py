@@ -295,8 +295,12 @@ def held(masses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return (masses * chosen[:, :, None]).sum(-1)
 
 
-def recall(chosen: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Share of the best blocks that are among those chosen, ``[B, N, S]``."""
+def recall(chosen: torch.Tensor, best: torch.Tensor, ranked: torch.Tensor) -> torch.Tensor:
+    """Share of the best blocks, those forced left out, that are among those chosen.
+
+    ``[B, N, S]``; NaN where all are forced. ``ranked`` is what `ranks` returns.
+    """
+    best = best & (ranked < _SINK)
     return (chosen & best).sum(-1) / best.sum(-1)
 
 

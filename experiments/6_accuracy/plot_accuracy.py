@@ -102,7 +102,7 @@ def plot_accuracy(evaluation: Any, output: Path) -> None:
             _budget_axis(axes, shares)
         panels[-1, column].set_xlabel("budget, % of the blocks")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
         f"{evaluation.num_tokens:,} tokens, a trained model of "
         f"{evaluation.parameters / 1e6:.1f} million parameters",

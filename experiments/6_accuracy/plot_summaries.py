@@ -71,24 +71,21 @@ def _points(
 
 def plot_summaries(found: dict[str, tuple[list[Any], dict[str, Any]]], output: Path) -> None:
     """Draw all panels and write the picture; ``found`` is what ``compare_summaries`` returns."""
-    figure = Figure(figsize=(9, 11.5), layout="constrained")
-    panels = figure.subplots(3, 1)
-    rows, limits = found["model"]
-    about = f"{limits['k']} blocks of {limits['block_size']}, {limits['tokens']:,} tokens"
-    _points(panels[0], rows, lambda r: r.mass, limits["exact_mass"], "attention mass held")
-    panels[0].set_title(f"Trained model: {about}", loc="left")
-    _points(
-        panels[1],
-        rows,
-        lambda r: 100 * r.right / r.count,
-        100 * limits["exact"],
-        "answers right, %",
-    )
-    panels[1].set_title("Trained model: key-value pairs", loc="left")
-    rows, limits = found["features"]
-    about = f"{limits['k']} blocks of {limits['block_size']}, {limits['tokens']:,} tokens"
-    _points(panels[2], rows, lambda r: r.mass, limits["exact_mass"], "attention mass held")
-    panels[2].set_title(f"Features of 1_real_text: {about}", loc="left")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    count = len(found) + ("model" in found)
+    figure = Figure(figsize=(9, 3.9 * count), layout="constrained")
+    panels = list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    first = panels[0]
+    for name, (rows, limits) in found.items():
+        where = "Trained model" if name == "model" else "Features of 1_real_text"
+        about = f"{limits['k']} blocks of {limits['block_size']}, {limits['tokens']:,} tokens"
+        axes = panels.pop(0)
+        _points(axes, rows, lambda r: r.mass, limits["exact_mass"], "attention mass held")
+        axes.set_title(f"{where}: {about}", loc="left")
+        if name == "model":
+            axes = panels.pop(0)
+            right = 100 * limits["exact"]
+            _points(axes, rows, lambda r: 100 * r.right / r.count, right, "answers right, %")
+            axes.set_title(f"{where}: key-value pairs", loc="left")
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(output, dpi=110)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import compare_summaries
 import evaluate_accuracy
 import gen_data_retrieval as data
 import measures
@@ -156,8 +157,8 @@ def test_simulated_quest_is_the_operators_and_quest_cache(
     quest = QuestCache(model.config, k=k, block_size=block_size, dense_layers=0)
     inputs = torch.from_numpy(tokens)[None]
     with torch.no_grad():
-        model(inputs[:, :520], past_key_values=quest)
-        steps = [model(inputs[:, i : i + 1], past_key_values=quest) for i in range(520, 560)]
+        model(inputs[:, :520], cache=quest)
+        steps = [model(inputs[:, i : i + 1], cache=quest) for i in range(520, 560)]
     by_cache = torch.cat([step.logits for step in steps], 1)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(by_cache, expected, rtol=1e-3, atol=1e-3)
@@ -177,13 +178,13 @@ def test_same_answers_as_generate(
         quest = QuestCache(model.config, k=8, dense_layers=0)
         given = question[None, : -data.VALUE_DIGITS]
         with torch.no_grad():
-            model(context, past_key_values=quest)
+            model(context, cache=quest)
             for i in range(given.shape[1] - 1):
-                model(given[:, i : i + 1], past_key_values=quest)
+                model(given[:, i : i + 1], cache=quest)
         everything = torch.cat([context, given], 1)
         tokens = model.generate(
             everything,
-            past_key_values=quest,
+            cache=quest,
             max_new_tokens=data.VALUE_DIGITS,
             do_sample=False,
             pad_token_id=0,
@@ -307,7 +308,9 @@ def test_exact_scores_hold_the_most() -> None:
             chosen[..., [first, second]] = True
             worse = measures.held(masses, chosen).mean(2)
             assert (measures.held(masses, best).mean(2) >= worse - 1e-12).all()
-    assert (measures.recall(best, best) == 1).all()
+    ranked = masses.mean(2)
+    assert (measures.recall(best, best, ranked) == 1).all()
+    assert measures.recall(best, best, torch.full_like(ranked, 2e30)).isnan().all()
 
 
 def test_bytes_of_summaries() -> None:
@@ -336,3 +339,16 @@ def test_evaluation_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert np.mean(row["held"]) <= best[row["k"]] + 1e-6
             assert np.shape(row["held"]) == (3, 4)
             assert np.shape(row["recall"]) == (3, 2)
+
+
+def test_summaries_end_to_end(tmp_path: Path) -> None:
+    output = tmp_path / "summaries.json"
+    found = compare_summaries.main(["--quick", f"--output={output}", "--on", "model"])
+    rows, limits = found["model"]
+    by_name = {row.name: row for row in rows}
+    assert len(by_name) == len(rows)
+    assert by_name["minmax 16b query"].nbytes == 128
+    assert all(row.mass <= limits["exact_mass"] + 1e-6 for row in rows)
+    edge = compare_summaries.frontier(rows, lambda row: row.mass)
+    assert [row.nbytes for row in edge] == sorted(row.nbytes for row in edge)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
