@@ -302,15 +302,15 @@ def evaluate(options: argparse.Namespace, progress: Callable[[str], None]) -> Ev
         assert meter is not None
         evaluation.masses[task] = meter.results()
     losses = []
-    for seed in options.seeds:
+    for seed in options.seeds if options.windows else ():
         progress(f"perplexity, seed {seed}")
         losses.append(
             text_losses(
                 model, simulation, text, num_tokens, options.windows, options.steps, rules, seed
             )
         )
-    together = np.concatenate(losses, 1)
-    for i, rule in enumerate(rules):
+    for i, rule in enumerate(rules if losses else ()):
+        together = np.concatenate(losses, 1)
         evaluation.perplexities.append(
             {
                 "rule": rule.kind,

@@ -56,8 +56,9 @@ def _perplexities(axes: Axes, evaluation: Any, size: int) -> None:
         rows = [r for r in evaluation.perplexities if r["block_size"] == size and r["rule"] == rule]
         shares = [r["k"] * size / evaluation.num_tokens for r in rows]
         axes.plot(shares, [r["perplexity"] for r in rows], dash, color=color, marker=marker)
-    dense = next(r for r in evaluation.perplexities if r["rule"] == "dense")
-    axes.axhline(dense["perplexity"], color=_GREEN, linewidth=1.5)
+    for row in evaluation.perplexities:
+        if row["rule"] == "dense":
+            axes.axhline(row["perplexity"], color=_GREEN, linewidth=1.5)
     axes.set_title(f"held-out text, blocks of {size}", loc="left", fontsize=10)
     axes.set_ylabel("perplexity")
 
