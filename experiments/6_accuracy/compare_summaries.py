@@ -215,7 +215,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--on", nargs="+", choices=("model", "features"), default=["model", "features"]
     )
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.0625, help="budget, of the blocks")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)

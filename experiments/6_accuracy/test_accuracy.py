@@ -103,7 +103,7 @@ def test_training_texts_say_things_twice(text: np.ndarray) -> None:
 
 
 def test_training_is_deterministic_and_learns(text: np.ndarray) -> None:
-    curriculum = (train_model.Stage(64, 8, 25, 2e-3),)
+    curriculum = (train_model.Stage(64, 8, 25, 2e-3, 1e-3),)
     (first, history), (second, _) = (
         train_model.train(text, curriculum, seed=1, log_every=0) for _ in range(2)
     )

@@ -45,16 +45,17 @@ class Stage:
     num_tokens: int
     batch: int
     steps: int
-    rate: float  # learning rate at its beginning; it falls linearly to that of the next stage
+    rate: float  # learning rate at its beginning
+    end: float  # and at its end; in between it falls linearly
 
 
 CURRICULUM = (
-    Stage(128, 16, 600, 2e-3),
-    Stage(256, 8, 300, 2e-3),
-    Stage(512, 4, 300, 1.5e-3),
-    Stage(1024, 3, 250, 1.2e-3),
-    Stage(2048, 2, 200, 1e-3),
-    Stage(4096, 1, 300, 8e-4),
+    Stage(128, 16, 600, 2e-3, 2e-3),
+    Stage(256, 8, 300, 2e-3, 1.5e-3),
+    Stage(512, 4, 300, 1.5e-3, 1.2e-3),
+    Stage(1024, 3, 250, 1.2e-3, 1e-3),
+    Stage(2048, 2, 200, 1e-3, 8e-4),
+    Stage(4096, 1, 300, 8e-4, 4e-5),
 )
 
 
@@ -166,10 +167,9 @@ def train(
     rng = np.random.default_rng(seed)
     history: list[float] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    ends = [*(stage.rate for stage in curriculum[1:]), 0.02 * curriculum[0].rate]
-    for stage, end in zip(curriculum, ends, strict=True):
+    for stage in curriculum:
         for step in range(stage.steps):
-            rate = stage.rate + (end - stage.rate) * step / stage.steps
+            rate = stage.rate + (stage.end - stage.rate) * step / stage.steps
             rate *= min(1.0, (len(history) + 1) / _WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -201,6 +201,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--until", type=int, default=2048, help="longest texts of the curriculum")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--text", type=Path, default=default_text())
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER)
@@ -214,7 +215,8 @@ def main() -> None:
         model.save_pretrained(options.output)
         tokenizer.save(options.output / "vocab.json")
 
-    model, _ = train(text, seed=options.seed, device=options.device, after_stage=save)
+    curriculum = tuple(stage for stage in CURRICULUM if stage.num_tokens <= options.until)
+    model, _ = train(text, curriculum, seed=options.seed, device=options.device, after_stage=save)
     print(f"{options.output}: {model.num_parameters():,} parameters")
 
 
