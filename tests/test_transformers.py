@@ -607,3 +607,46 @@ def test_says_what_is_missing() -> None:
     )
     assert result.stderr.endswith(f"ImportError: {text}\n")
     assert is_documented(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["k", "budget", "block_size", "recent_blocks", "dense_layers", "dense_below", "max_length"],
+)
+def test_a_truth_value_is_no_integer(name: str) -> None:
+    options: Any = {name: True}
+    with raises(TypeError, f"{name} must be an integer, got bool"):
+        QuestCache(LlamaConfig(**TINY), **options)
+
+
+def test_a_call_after_one_that_failed_half_way() -> None:
+    model, prompts = make_model("llama"), make_prompts(20)
+    cache = QuestCache(model.config)
+    token = prompts["input_ids"][:, :1]
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        model(prompts["input_ids"], past_key_values=cache)
+        hook = model.model.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            model(token, past_key_values=cache)
+        hook.remove()
+        text = (
+            "layers must hold equally many tokens, got 21 and 20: an earlier call did not end, "
+            "reset the cache"
+        )
+        with raises(RuntimeError, text):
+            model(token, past_key_values=cache)
+    cache.reset()
+    assert_same(generate(model, prompts, cache), reference(model, prompts))
+
+
+def test_a_cache_goes_to_another_model_after_a_reset() -> None:
+    prompts = make_prompts(40)
+    first, second = make_model("llama"), make_model("qwen3")
+    cache = QuestCache(first.config)
+    generate(first, prompts, cache)
+    cache.reset()
+    assert_same(generate(second, prompts, cache), reference(second, prompts))

@@ -1,4 +1,4 @@
-"""Exact attention, its mass per KV block, and the share of it that a choice of blocks holds."""
+"""Exact attention and its mass per KV block."""
 
 from __future__ import annotations
 
@@ -51,33 +51,3 @@ def exact_attention(
             share = share.unflatten(-1, (blocks, block_size)).sum(-1)
             mass[chunk, head, :blocks] = share.mean(1)
     return mass, out.flatten(1, 2)
-
-
-def held(mass: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
-    """Mass in the listed blocks (-1 is none), ``[num_steps, num_kv_heads]``."""
-    listed = mass.gather(-1, selected.clamp(min=0).long())
-    return torch.where(selected >= 0, listed, 0).sum(-1)
-
-
-def best_blocks(mass: torch.Tensor, k: int) -> torch.Tensor:
-    """The ``k`` blocks that hold the most: no choice of ``k`` blocks per KV head can hold more."""
-    return mass.topk(min(k, mass.shape[-1])).indices
-
-
-def recent_blocks(num_blocks: torch.Tensor, num_kv_heads: int, k: int) -> torch.Tensor:
-    """The last ``k`` of each request's ``num_blocks`` blocks, the partial one included."""
-    last = num_blocks[:, None, None].long() - 1
-    blocks = last - torch.arange(k, device=num_blocks.device)
-    return blocks.clamp(min=-1).expand(-1, num_kv_heads, -1)
-
-
-def random_blocks(
-    num_blocks: torch.Tensor, num_kv_heads: int, k: int, generator: torch.Generator
-) -> torch.Tensor:
-    """``k`` different ones of each request's blocks, all equally likely; none is forced."""
-    most = int(num_blocks.max())
-    lots = torch.rand(len(num_blocks), num_kv_heads, most, generator=generator)
-    lots = lots.to(num_blocks.device)
-    exists = torch.arange(most, device=num_blocks.device) < num_blocks[:, None, None]
-    drawn = torch.where(exists, lots, -1.0).topk(min(k, most))
-    return torch.where(drawn.values >= 0, drawn.indices, -1)

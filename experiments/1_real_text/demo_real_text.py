@@ -18,6 +18,7 @@ from common.devices import DEVICE_HELP, device_or_exit, synchronize
 from gen_data_real_text import BLOCK_SIZE, RealTextData, gen_data_real_text
 from plot_real_text import plot_real_text
 from select_attn_ops import quest_block_select_paged, quest_prefill_metadata
+from select_attn_ops.recall import measures
 from text_features import TextTooShortError, default_text
 from whole_step import StepResult, measure_steps
 
@@ -170,12 +171,10 @@ def _measure_budget(
     return BudgetResult(
         k=k,
         blocks=blocks,
-        selected=attention_mass.held(mass, blocks),
-        best=attention_mass.held(mass, attention_mass.best_blocks(mass, k)),
-        recent=attention_mass.held(mass, attention_mass.recent_blocks(num_blocks, num_kv_heads, k)),
-        random=attention_mass.held(
-            mass, attention_mass.random_blocks(num_blocks, num_kv_heads, k, generator)
-        ),
+        selected=measures.held(mass, blocks),
+        best=measures.held(mass, measures.best_blocks(mass, k)),
+        recent=measures.held(mass, measures.recent_blocks(num_blocks, num_kv_heads, k)),
+        random=measures.held(mass, measures.random_blocks(num_blocks, num_kv_heads, k, generator)),
         batch_seconds=batch_seconds,
         batch_bytes=_metadata_bytes(data, every),
         step_seconds=step_seconds,

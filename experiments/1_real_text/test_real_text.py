@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attention_mass
 import demo_real_text
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import text_features
 import torch
 from demo_real_text import DemoResult
 from gen_data_real_text import BLOCK_SIZE, HEAD_DIM, gen_data_real_text, step_positions
+from select_attn_ops.recall import measures
 from whole_step import relative_error
 
 NUM_TOKENS = 12_288 + 77
@@ -162,7 +162,7 @@ def test_positions_spread_over_the_second_half() -> None:
 
 def test_random_blocks_exist_and_differ() -> None:
     num_blocks = torch.tensor([3, 40])
-    drawn = attention_mass.random_blocks(num_blocks, 2, 8, torch.Generator().manual_seed(0))
+    drawn = measures.random_blocks(num_blocks, 2, 8, torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 2, 8)
     for row, count in zip(drawn.flatten(0, 1).tolist(), (3, 3, 8, 8), strict=True):
         listed = [block for block in row if block >= 0]

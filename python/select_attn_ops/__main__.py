@@ -1,4 +1,4 @@
-"""Command line: ``python -m select_attn_ops info`` and ``bench``."""
+"""Command line: ``python -m select_attn_ops info``, ``bench`` and ``recall``."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("info", help="print version, backends, SIMD target and threads")
     # Its options are its own affair: they need torch.
     commands.add_parser("bench", help="measure the operators beside the memory", add_help=False)
+    commands.add_parser("recall", help="measure what a budget keeps", add_help=False)
     options, others = parser.parse_known_args(arguments)
     try:
         if options.command == "bench":
             from .bench.command import main as bench
 
             return bench(others)
+        if options.command == "recall":
+            from .recall.command import main as recall
+
+            return recall(others)
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         print(info())

@@ -147,6 +147,17 @@ class QuestCache(Cache):  # type: ignore[misc]
     ) -> None:
         if budget is not None and k is not None:
             raise ValueError("expected either budget or k, got both")
+        for name, value in (
+            ("block_size", block_size),
+            ("budget", budget),
+            ("k", k),
+            ("recent_blocks", recent_blocks),
+            ("dense_layers", dense_layers),
+            ("dense_below", dense_below),
+            ("max_length", max_length),
+        ):
+            if isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, got bool")
         integer("block_size", block_size)
         for name, value, least in (
             ("block_size", block_size, 1),
@@ -182,6 +193,7 @@ class QuestCache(Cache):  # type: ignore[misc]
             raise ValueError("expected a layer without a sliding window, got none")
         super().__init__(layers=layers)
         self._sequences = sequences
+        sequences.first = self._full_layer()
 
     def reset(self) -> None:
         """Forget all sequences, and keep the memory."""
@@ -236,6 +248,8 @@ class _Sequences:
     """
 
     def __init__(self) -> None:
+        self.first: _QuestLayer | None = None
+        self._past = 0
         self.reset()
 
     @property
@@ -277,6 +291,16 @@ class _Sequences:
                 lens = torch.tensor(numbers, dtype=torch.int32, device=device)
             self._lens[key] = lens
         return self._lens[key]
+
+    def agree(self, layer: _QuestLayer, past: int) -> None:
+        """Check that the layers of a call hold equally many tokens; the first one begins it."""
+        if self.first is None or layer is self.first:
+            self._past = past
+        elif past != self._past:
+            raise RuntimeError(
+                f"layers must hold equally many tokens, got {self._past} and {past}: an earlier "
+                "call did not end, reset the cache"
+            )
 
     def see(self, mask: Tensor | None, batch: int, past: int, total: int) -> None:
         """Learn the padding from a mask, or check that it is what it was."""
@@ -424,6 +448,7 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
             raise NotImplementedError(
                 "decoding has no gradients and no dropout: use model.eval() and torch.no_grad()"
             )
+        self._sequences.agree(self, past)
         self._sequences.see(mask, len(key), past, total)
         self._reserve(key, query.shape[1], scaling)
         self._write(self._k_cache, key, past, total)
@@ -470,7 +495,7 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
     def _reserve(self, like: Tensor, num_heads: int, scaling: float | None) -> None:
         """Have memory for the tokens of this call."""
         batch = self._sequences.count
-        if self._total == 0 and not self._fits(batch, like):
+        if self._total == 0 and not self._fits(batch, like, num_heads, scaling):
             shape = (0, self._block_size, *like.shape[1::2])
             self._k_cache, self._v_cache = like.new_empty(shape), like.new_empty(shape)
             self._num_heads, self._scaling = num_heads, scaling
@@ -492,10 +517,12 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
 
         self._move(grown, batch, columns)
 
-    def _fits(self, batch: int, like: Tensor) -> bool:
+    def _fits(self, batch: int, like: Tensor, num_heads: int, scaling: float | None) -> bool:
         return (
             self.is_initialized
             and batch == self._batch
+            and like.shape[1::2] == self._k_cache.shape[2:]
+            and (num_heads, scaling) == (self._num_heads, self._scaling)
             and like.dtype == self._k_cache.dtype
             and like.device == self._k_cache.device
         )
