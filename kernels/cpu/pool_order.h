@@ -13,6 +13,7 @@
 
 #include "core/block_ranges.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/tiles.h"
 
 namespace select_attn::cpu {
@@ -59,8 +60,8 @@ class PoolOrder {
   // is nothing to go through.
   bool pays() const { return !blocks_.empty(); }
 
-  // The blocks that a thread takes. Those of a range come from four parts of it in turn: memory
-  // delivers to several places at once.
+  // The blocks that a thread takes, range by range of the pool. Those of a range come from several
+  // parts of it in turn.
   class Queue {
    public:
     Queue(const std::vector<Block>& blocks, RangeQueue& ranges)
@@ -73,16 +74,15 @@ class PoolOrder {
         taken_ = 0;
       }
       const int64_t size = range_.end - range_.begin;
-      const int64_t part = taken_ % kParts;  // the first ones are a block longer than the others
-      const int64_t first = part * (size / kParts) + std::min(part, size % kParts);
-      block = blocks_[static_cast<size_t>(range_.begin + first + taken_ / kParts)];
+      // The first size % kPlacesInTurn parts are a block longer than the others.
+      const int64_t part = taken_ % kPlacesInTurn;
+      const int64_t first = part * (size / kPlacesInTurn) + std::min(part, size % kPlacesInTurn);
+      block = blocks_[static_cast<size_t>(range_.begin + first + taken_ / kPlacesInTurn)];
       ++taken_;
       return true;
     }
 
    private:
-    static constexpr int64_t kParts = 4;
-
     const std::vector<Block>& blocks_;
     RangeQueue& ranges_;
     Range range_ = {0, 0};
@@ -90,7 +90,7 @@ class PoolOrder {
   };
 
   // Calls fn(queue) as cpu::ParallelTake does, with a Queue of the blocks, of `block_bytes` bytes
-  // each, of which a thread takes many at a time, in the order of the pool.
+  // each, of which a thread takes ranges in the order of the pool.
   template <typename F>
   void ParallelTake(int64_t block_bytes, F&& fn) const {
     const auto count = static_cast<int64_t>(blocks_.size());

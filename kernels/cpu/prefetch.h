@@ -12,13 +12,17 @@ namespace select_attn::cpu {
 
 constexpr int64_t kCacheLine = 64;  // bytes that the memory moves at a time
 
-// How often a kernel asks for a cache line before it uses it. Where rows follow each other without
-// gaps, once, for the first-level cache: hardware has seen the stream and brings what comes next
+// How often a kernel asks for a cache line before it uses it. Where long runs of rows follow each
+// other, once, for the first-level cache: hardware has seen the stream and brings what comes next
 // into the second level, where more requests would only be in its way. Rows with gaps between them
 // it does not bring; so they are asked for early as well, for the second level, which takes many
 // requests at once: the few line-fill buffers of the first would be taken up for too long if all
 // had to wait for the memory.
 enum class Ask { kOnce, kTwice };
+
+// Places that a kernel reads in turn, each of them two tensors: with eight streams the memory
+// delivers more than with four.
+constexpr int64_t kPlacesInTurn = 4;
 
 // Bytes that a kernel reads between asking for a cache line and using it.
 constexpr int64_t kAheadToL1 = int64_t{4} << 10;

@@ -93,9 +93,6 @@ class Selection {
  private:
   using Strand = MetadataStrand<T>;
 
-  // Rows are taken from so many places in turn: with max and min that makes eight streams.
-  static constexpr int kStrands = 4;
-
   // Rows of `cost` operations or so that make a range worth handing over.
   static int64_t RowsPerRange(int64_t cost) { return std::max<int64_t>(32768 / cost, 1); }
 
@@ -128,12 +125,14 @@ class Selection {
     MeanQuery(heads, p_.query_strides[1], group, p_.head_dim, Query(row));
   }
 
+  // Short metadata blocks in any order are asked for once too: twice gained nothing.
   Ask ask() const {
     return HasGaps(p_.maxblocks_strides) || HasGaps(p_.minblocks_strides) ? Ask::kTwice
                                                                           : Ask::kOnce;
   }
 
-  // Whether there is anything between the rows of a metadata block.
+  // Whether there is anything between the rows of a metadata block. Those that go backwards count
+  // as dense.
   bool HasGaps(const int64_t* strides) const {
     const int64_t rows = p_.rows_per_metadata_block;
     const int64_t span = (rows - 1) * strides[1] + (p_.num_kv_heads - 1) * strides[2] + p_.head_dim;
@@ -158,18 +157,19 @@ class Selection {
         [&](int64_t b) { return p_.metadata_block_tables + b * p_.metadata_block_tables_stride; });
   }
 
-  // Scores all blocks, metadata block by metadata block as they lie in the pool.
+  // Scores all blocks in the order of the pool, several metadata blocks side by side.
   void ScoreInPoolOrder(const PoolOrder& order) {
     const int64_t rows = p_.rows_per_metadata_block;
     order.ParallelTake(rows * RowBytes(), [&](PoolOrder::Queue& queue) {
       const Lap lap(Phase::kScoring);
       RowPipeline<T> pipeline(p_.head_dim, ask());
-      Strand strands[kStrands];
+      Strand strands[kPlacesInTurn];
+      bool more = true;
       for (bool found = true; found;) {
         found = false;
         for (Strand& strand : strands) {
           PoolOrder::Block block;
-          if (strand.done() && queue.Take(block)) {
+          if (strand.done() && more && (more = queue.Take(block))) {
             const RankedBlocks& ranked = ranked_[block.request];
             const int64_t begin = std::max(block.number * rows, ranked.scored_begin);
             const int64_t end = std::min((block.number + 1) * rows, ranked.scored_end);
@@ -211,16 +211,17 @@ class Selection {
       const ScoredRequest request = selection_.Scored(tile.b);
       const int64_t begin = request.first_block + tile.begin;
       const int64_t end = request.first_block + tile.end;
-      Strand strands[kStrands];
+      Strand strands[kPlacesInTurn];
       int64_t from = begin;
-      for (int i = 0; i < kStrands; ++i) {
-        // Not all of one length: streams a power of two apart would share the same few lines of a
-        // cache. The last is the longest.
-        const int64_t to = begin + (end - begin) * (i + 1) / kStrands - (kStrands - 1 - i);
+      for (int64_t i = 0; i < kPlacesInTurn; ++i) {
+        // Not quite equal parts: streams a power of two apart would share the same few lines of a
+        // cache. None is longer than the last, with which the loop below ends.
+        const int64_t to =
+            begin + (end - begin) * (i + 1) / kPlacesInTurn - (kPlacesInTurn - 1 - i);
         strands[i] = Strand(p, request, from, std::max(from, to));
         from = std::max(from, to);
       }
-      while (!strands[kStrands - 1].done()) {
+      while (!strands[kPlacesInTurn - 1].done()) {
         for (Strand& strand : strands) {
           if (!strand.done()) pipeline_.Push(strand.Next());
         }

@@ -124,7 +124,7 @@ HWY_INLINE int64_t StripSize() {
 }
 
 // Merges num_tokens rows of `count` keys, at most a strip, as MergeTokens. Asks twice, because
-// strips are for short blocks and rows with gaps.
+// what is read in strips is short or has gaps.
 template <typename Bits>
 HWY_INLINE void ReduceStrip(const Bits* HWY_RESTRICT keys, const Bits* to_l1, const Bits* to_l2,
                             int64_t stride, int64_t num_tokens, int64_t count,
@@ -418,19 +418,20 @@ class MetadataPass {
     for (int64_t piece = 0; piece < num_pieces_; ++piece) {
       const Bits* keys = upcoming[0].keys + piece * piece_stride_;
       const Bits* next = piece + 1 < num_pieces_ ? keys + piece_stride_ : upcoming[1].keys;
+      // Dense pieces of a few pages are too short for eight parts.
       const bool done =
           (!has_gaps && ReducePiece<8, Ask::kOnce>(keys, next, num_tokens, max, min)) ||
           ReducePiece<4, Ask::kTwice>(keys, next, num_tokens, max, min);
-      if (!done) return false;  // so is the first
+      if (!done) return false;  // at the first, since all have one shape
       max += piece_size_;
       min += piece_size_;
     }
     return true;
   }
 
-  // Does so with a piece of a block, and asks for the one that is next. False, and nothing done,
-  // where parts would lie within a page: hardware prefetches a few long streams, but loses track of
-  // streams that share a page.
+  // Reduces a piece of a block in kParts parts, and asks for `next`, the piece that comes after it.
+  // False, and nothing done, where parts would lie within a page: hardware prefetches a few long
+  // streams, but loses track of streams that share a page.
   template <int kParts, Ask kAsk>
   bool ReducePiece(const Bits* keys, const Bits* next, int64_t num_tokens, Bits* max,
                    Bits* min) const {
