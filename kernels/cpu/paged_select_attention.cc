@@ -19,6 +19,7 @@
 #include "core/block_ranges.h"
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
+#include "cpu/prefetch.h"
 #include "cpu/stopwatch.h"
 #include "cpu/upcoming.h"
 
@@ -188,13 +189,13 @@ class Attention {
     // Whether the end has been reached.
     bool done() const { return left_ == 0; }
 
-    // Goes on by `count` tokens, at most to the end.
+    // Goes on by `count` tokens, which must not lead beyond the end.
     void Skip(int64_t count) {
       for (; count >= left_ && count > 0; EnterBlock()) count -= left_;
       if (count > 0) Advance(count);
     }
 
-    // Goes on to the next block.
+    // Goes on to the next block. Returns the tokens that were left of this one.
     int64_t SkipBlock() {
       const int64_t count = left_;
       EnterBlock();
@@ -244,14 +245,14 @@ class Attention {
     const Attention* attention_ = nullptr;
     const Chunk* chunk_ = nullptr;
     int64_t slot_ = 0;        // the next one
-    int64_t left_ = 0;        // tokens of the block
+    int64_t left_ = 0;        // tokens of the block that are still to come
     const T* key_ = nullptr;  // of the next token
     const T* value_ = nullptr;
   };
 
   // The tokens of the chunks that a thread takes, tile after tile. A tile has tokens of all parts
-  // of its chunk in turn: with keys and values that makes eight streams. What a chunk has beyond
-  // whole tiles comes last.
+  // of its chunk in turn.
+  // What a chunk has beyond whole tiles comes last.
   class ChunkReader {
    public:
     ChunkReader(const Attention& attention, RangeQueue& queue)
@@ -286,7 +287,7 @@ class Attention {
     }
 
    private:
-    static constexpr int64_t kParts = 4;
+    static constexpr int64_t kParts = kPlacesInTurn;
     static_assert(kTileTokens % kParts == 0);
 
     bool NextChunk() {

@@ -20,6 +20,7 @@
 #include "cpu/backend.h"
 #include "cpu/parallel.h"
 #include "cpu/pool_order.h"
+#include "cpu/prefetch.h"
 #include "cpu/stopwatch.h"
 #include "cpu/tiles.h"
 
