@@ -3,12 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <mutex>
 #include <numeric>
 #include <random>
 #include <tuple>
 #include <vector>
 
+#include "cpu/prefetch.h"
+#include "cpu/tiles.h"
 #include "select_attn_ops/runtime.h"
 
 namespace select_attn::cpu {
@@ -37,7 +40,19 @@ std::vector<int32_t> Shuffled(int32_t first, int32_t count, unsigned seed) {
   return numbers;
 }
 
-// Every block once, and within a thread's share in the order of the pool.
+// What a queue gives of a range: the parts of a run in the order of the pool, a block of each in
+// turn.
+void ExpectPartsInTurn(const std::vector<Visit>& range, const std::vector<Visit>& in_pool) {
+  std::vector<Visit> run;
+  for (size_t part = 0; part < kPlacesInTurn; ++part) {
+    for (size_t i = part; i < range.size(); i += kPlacesInTurn) run.push_back(range[i]);
+  }
+  const auto begin = std::lower_bound(in_pool.begin(), in_pool.end(), run.front());
+  ASSERT_LE(static_cast<std::ptrdiff_t>(run.size()), in_pool.end() - begin);
+  EXPECT_TRUE(std::equal(run.begin(), run.end(), begin));
+}
+
+// Every block once, and range by range in the order of the pool.
 void ExpectInPoolOrder(const Batch& batch) {
   std::vector<Visit> expected;
   for (size_t b = 0; b < batch.ranges.size(); ++b) {
@@ -59,7 +74,14 @@ void ExpectInPoolOrder(const Batch& batch) {
           const auto b = static_cast<size_t>(block.request);
           share.emplace_back(batch.Place(b, block.number), b, block.number);
         }
-        EXPECT_TRUE(std::is_sorted(share.begin(), share.end()));
+        const auto count = static_cast<int64_t>(expected.size());
+        const auto size = static_cast<size_t>(BlocksPerTile(count, block_bytes));
+        for (size_t i = 0; i < share.size(); i += size) {
+          const auto range = share.begin() + static_cast<std::ptrdiff_t>(i);
+          const size_t length = std::min(size, share.size() - i);
+          ExpectPartsInTurn({range, range + static_cast<std::ptrdiff_t>(length)}, expected);
+          EXPECT_TRUE(i == 0 || share[i - 1] < *range);
+        }
         PoolOrder::Block none;
         EXPECT_FALSE(queue.Take(none));
         const std::lock_guard<std::mutex> lock(mutex);
