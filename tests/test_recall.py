@@ -19,7 +19,13 @@ from select_attn_ops.recall.model import capture
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def make(
@@ -220,6 +226,32 @@ def test_the_command_with_a_model(tmp_path: Path, capsys: Any) -> None:
     assert result["layers"] == [0, 1]
     # All but uniform attention, of which the 4 blocks hold what they have of 300 tokens.
     assert np.array(result["recent"])[:, 0] == pytest.approx(60 / 298, abs=0.02)
+
+
+def test_a_model_whose_attention_is_not_plain() -> None:
+    """Sinks take a share of the mass."""
+    config = GptOssConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    with pytest.raises(NotImplementedError, match="attention with s_aux is not supported"):
+        capture(GptOssForCausalLM(config).eval(), torch.arange(1, 9)[None], 2, lambda *seen: None)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_broken_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"keys{suffix}"
+    for content in (b"", b"not a tensor"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(f"--keys {path} does not load: ")):
+            loading.load(path, "keys")
 
 
 def test_the_hint_says_when_no_budget_is_enough() -> None:

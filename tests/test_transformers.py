@@ -433,8 +433,14 @@ def test_bfloat16() -> None:
     expected = reference(model, prompts, max_new_tokens=1)
     got = generate(model, prompts, QuestCache(model.config), max_new_tokens=1)
     assert_same(got, expected)
-    got = generate(model, prompts, QuestCache(model.config, budget=32), max_new_tokens=20)
-    assert torch.stack(got.logits).isfinite().all()
+    # The first sparse step: later ones may select other blocks for a rounding.
+    options = {"block_size": 4, "k": 5, "recent_blocks": 1, "dense_layers": 3}
+    expected = from_scratch(model, prompts, options, max_new_tokens=2)
+    got = generate(model, prompts, QuestCache(model.config, **options), max_new_tokens=2)
+    assert torch.equal(got.sequences[:, :-1], expected.sequences[:, :-1])
+    dense = reference(model, prompts, max_new_tokens=2)
+    error = (got.logits[1] - expected.logits[1]).abs().max()
+    assert error < 0.25 * (dense.logits[1] - expected.logits[1]).abs().max()
 
 
 def test_without_a_quest_cache_it_is_sdpa() -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attention_mass
 import torch
-from common.devices import DEVICE_HELP, device_or_exit, synchronize
+from common.devices import DEVICE_HELP, device_or_exit, seconds
 from gen_data_real_text import BLOCK_SIZE, RealTextData, gen_data_real_text
 from plot_real_text import plot_real_text
 from select_attn_ops import quest_block_select_paged, quest_prefill_metadata
@@ -76,14 +76,7 @@ def _median_seconds(calls: Sequence[Callable[[], object]], device: torch.device)
     """Median time of the calls, each timed once, after an untimed round of all of them."""
     for call in calls:
         call()
-    seconds = []
-    for call in calls:
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds(call, device) for call in calls)
 
 
 def _build_metadata(data: RealTextData) -> float:

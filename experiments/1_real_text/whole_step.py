@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from common.devices import synchronize
+from common.devices import seconds
 from gen_data_real_text import RealTextData
 from select_attn_ops import QuestDecoder
 
@@ -79,13 +78,13 @@ def measure_steps(
         return lambda: decoder.step(query, tables, seq_lens)
 
     calls: list[Callable[[], torch.Tensor]] = [by_torch, dense, *map(sparse, decoders)]
-    seconds: list[list[float]] = [[] for _ in calls]
+    rounds: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
     for _ in range(_ROUNDS):
-        for taken, call in zip(seconds, calls, strict=True):
+        for taken, call in zip(rounds, calls, strict=True):
             dense()
-            taken.append(_seconds(call, query.device))
+            taken.append(seconds(call, query.device))
     names = ["torch, contiguous", "every block", *(f"{k} blocks" for k in budgets)]
     errors = [
         relative_error(by_torch(), exact[last]),
@@ -97,15 +96,5 @@ def measure_steps(
     ]
     return [
         StepResult(name, k, statistics.median(taken), error)
-        for name, k, taken, error in zip(
-            names, [None, None, *budgets], seconds, errors, strict=True
-        )
+        for name, k, taken, error in zip(names, [None, None, *budgets], rounds, errors, strict=True)
     ]
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common  # noqa: F401  (makes every experiment's modules importable)
 import torch
-from common.devices import device_or_exit, script_parser, synchronize
+from common.devices import device_or_exit, script_parser, seconds
 from select_attn_ops.integrations.transformers import QuestCache, register
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, StaticCache
 from transformers.cache_utils import Cache
@@ -97,20 +96,20 @@ def measure(
         progress(f"{context.shape[1]} tokens: round {number} of {rounds}")
         for i, way in enumerate(ways):
             model.set_attn_implementation(way.attention)
-            synchronize(context.device)
-            start = time.perf_counter()
-            texts[i] = model.generate(
-                texts[i],
-                attention_mask=torch.ones_like(texts[i]),
-                cache=way.cache,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-            )
-            synchronize(context.device)
-            taken[i].append(time.perf_counter() - start)
+
+            def go_on(i: int = i, way: Way = way) -> None:
+                texts[i] = model.generate(
+                    texts[i],
+                    attention_mask=torch.ones_like(texts[i]),
+                    cache=way.cache,
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                )
+
+            taken[i].append(seconds(go_on, context.device))
     return [
-        Result(way.name, context.shape[1], new_tokens / statistics.median(seconds[1:]))
-        for way, seconds in zip(ways, taken, strict=True)
+        Result(way.name, context.shape[1], new_tokens / statistics.median(times[1:]))
+        for way, times in zip(ways, taken, strict=True)
     ]
 
 

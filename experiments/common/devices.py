@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -43,6 +45,15 @@ def synchronize(device: torch.device) -> None:
     """Wait for the work queued on ``device``; nothing to do on the CPU."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Time a call, with the work that it queues on ``device``."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def script_parser(description: str) -> argparse.ArgumentParser:

@@ -251,8 +251,7 @@ class Attention {
   };
 
   // The tokens of the chunks that a thread takes, tile after tile. A tile has tokens of all parts
-  // of its chunk in turn.
-  // What a chunk has beyond whole tiles comes last.
+  // of its chunk in turn. What a chunk has beyond whole tiles comes last.
   class ChunkReader {
    public:
     ChunkReader(const Attention& attention, RangeQueue& queue)

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         print(info())
-    except (ImportError, ValueError) as error:  # ValueError: an environment variable
+    except (ImportError, NotImplementedError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

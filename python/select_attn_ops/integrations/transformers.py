@@ -37,8 +37,8 @@ _LAYER = "quest_layer"
 
 # What transformers' models may ask of attention that sdpa leaves out without a word, and what it
 # does but the operators do not.
-_IGNORED_BY_SDPA = ("s_aux", "sinks", "softcap")
-_ONLY_BY_SDPA = ("position_bias",)
+IGNORED_BY_SDPA = ("s_aux", "sinks", "softcap")
+ONLY_BY_SDPA = ("position_bias",)
 
 
 def register(name: str = "quest") -> None:
@@ -147,29 +147,12 @@ class QuestCache(Cache):  # type: ignore[misc]
     ) -> None:
         if budget is not None and k is not None:
             raise ValueError("expected either budget or k, got both")
-        for name, value in (
-            ("block_size", block_size),
-            ("budget", budget),
-            ("k", k),
-            ("recent_blocks", recent_blocks),
-            ("dense_layers", dense_layers),
-            ("dense_below", dense_below),
-            ("max_length", max_length),
-        ):
-            if isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer, got bool")
-        integer("block_size", block_size)
-        for name, value, least in (
-            ("block_size", block_size, 1),
-            ("budget", budget, block_size),
-            ("k", k, 1),
-            ("recent_blocks", recent_blocks, 0),
-            ("dense_layers", dense_layers, 0),
-            ("dense_below", dense_below, 0),
-            ("max_length", max_length, 1),
-        ):
-            if value is not None and integer(name, value) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        _check_at_least(1, block_size=block_size)
+        _check_at_least(block_size, budget=budget)
+        _check_at_least(1, k=k, max_length=max_length)
+        _check_at_least(
+            0, recent_blocks=recent_blocks, dense_layers=dense_layers, dense_below=dense_below
+        )
         if k is None:
             k = (max(2048, block_size) if budget is None else budget) // block_size
         sequences = _Sequences()
@@ -441,7 +424,7 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"values must have the shape of the keys, got {list(value.shape)} and "
                 f"{list(key.shape)}"
             )
-        _refuse(_ONLY_BY_SDPA, kwargs)
+        refuse(ONLY_BY_SDPA, kwargs)
         past, total = self._total, self._total + key.shape[2]
         is_step = past > 0 and key.shape[2] == 1
         if is_step and (dropout or (torch.is_grad_enabled() and query.requires_grad)):
@@ -590,7 +573,16 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
         return padded.transpose(1, 2)
 
 
-def _refuse(names: tuple[str, ...], arguments: dict[str, Any]) -> None:
+def _check_at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got bool")
+        if value is not None and integer(name, value) < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def refuse(names: tuple[str, ...], arguments: dict[str, Any]) -> None:
+    """Raise NotImplementedError if a model asks attention for one of these."""
     for name in names:
         if arguments.get(name) is not None:
             raise NotImplementedError(f"attention with {name} is not supported")
@@ -623,7 +615,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function as transformers' models call it."""
-    _refuse(_IGNORED_BY_SDPA, kwargs)
+    refuse(IGNORED_BY_SDPA, kwargs)
     layer: _QuestLayer | None = kwargs.pop(_LAYER, None)
     attend = _sdpa if layer is None else layer.attend
     return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)

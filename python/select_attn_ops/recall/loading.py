@@ -20,18 +20,24 @@ def load(path: Path, name: str) -> torch.Tensor:
     if path.suffix == ".npy":
         import numpy
 
-        return torch.from_numpy(numpy.load(path, allow_pickle=False))
+        try:
+            return torch.from_numpy(numpy.load(path, allow_pickle=False))
+        except (EOFError, OSError, TypeError, ValueError) as error:
+            raise ValueError(f"--{name} {path} does not load: {error}") from error
     if path.suffix != ".safetensors":
         raise ValueError(f"--{name} must end in .npy or .safetensors, got {path}")
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(f"{path} needs safetensors: pip install safetensors") from error
-    with safe_open(path, framework="pt") as file:
-        names: list[str] = sorted(file.keys())
-        if name not in names and len(names) != 1:
-            raise ValueError(f"{path} must have one tensor, or one named {name}, got {names}")
-        tensor: Any = file.get_tensor(name if name in names else names[0])
+    try:
+        with safe_open(path, framework="pt") as file:
+            names: list[str] = sorted(file.keys())
+            if name not in names and len(names) != 1:
+                raise ValueError(f"{path} must have one tensor, or one named {name}, got {names}")
+            tensor: Any = file.get_tensor(name if name in names else names[0])
+    except SafetensorError as error:
+        raise ValueError(f"--{name} {path} does not load: {error}") from error
     assert isinstance(tensor, torch.Tensor)
     return tensor
 

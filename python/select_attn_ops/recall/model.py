@@ -61,6 +61,8 @@ def capture(
     """As `read`, with a loaded model and ``[1, num_tokens]`` tokens."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    from ..integrations.transformers import IGNORED_BY_SDPA, ONLY_BY_SDPA, refuse
+
     num_tokens = tokens.shape[1]
     if not 1 <= num_steps <= num_tokens:
         raise ValueError(f"--steps must be in [1, {num_tokens}] for this text, got {num_steps}")
@@ -76,6 +78,7 @@ def capture(
         scaling: float | None = None,
         **kwargs: Any,
     ) -> Any:
+        refuse(IGNORED_BY_SDPA + ONLY_BY_SDPA, kwargs)  # they would change the mass
         if kwargs.get("sliding_window") is None:
             last = query[0, :, -num_steps:]
             see(module.layer_idx, Layer(key[0], last, positions, scaling))
