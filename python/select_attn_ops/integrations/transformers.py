@@ -119,7 +119,7 @@ class QuestCache(Cache):  # type: ignore[misc]
     >>> from select_attn_ops.integrations.transformers import QuestCache, register
     >>> config = LlamaConfig(
     ...     vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=3,
-    ...     num_attention_heads=4, num_key_value_heads=2,
+    ...     num_attention_heads=4, num_key_value_heads=2, eos_token_id=None,
     ... )
     >>> model = LlamaForCausalLM(config).eval()
     >>> register()
