@@ -408,7 +408,7 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(run) == {"schema", "header", "cases", "findings"}
     assert set(run["header"]) == {
         *("device", "threads", "ceilings_gb_per_s", "simd_target", "simd_targets", "commit"),
-        *("last_cache_bytes", "select_attn_ops", "torch", "python", "platform"),
+        *("last_cache_bytes", "select_attn_ops", "torch", "python", "platform", "realtime"),
     }
     assert {case["label"] for case in run["cases"]} == {"line 1", "context"}
     for case in run["cases"]:
@@ -478,6 +478,32 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
         command_line.main(arguments)
     assert raised.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_realtime(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = {0: os.SCHED_OTHER}
+
+    def set_policy(process: int, policy: int, parameters: os.sched_param) -> None:
+        assert os.sched_get_priority_min(policy) <= parameters.sched_priority
+        policies[process] = policy
+
+    monkeypatch.setattr(os, "sched_setscheduler", set_policy)
+    monkeypatch.setattr(os, "sched_getscheduler", policies.get)
+    assert command.main([*SMALL, "--filter", SELECT]) == 0
+    assert "real-time" not in capsys.readouterr().out
+    assert command.main([*SMALL, "--filter", SELECT, "--realtime"]) == 0
+    assert " | real-time\n" in capsys.readouterr().out
+
+
+def test_realtime_without_the_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    assert command_line.main(["bench", *SMALL, "--realtime"]) == 1
+    assert "error: --realtime needs Linux and CAP_SYS_NICE" in capsys.readouterr().err
 
 
 def test_plot_needs_matplotlib(

@@ -63,11 +63,12 @@ HWY_INLINE VF MaxOrSecond(VF a, VF b) {
 // The Quest score: an upper bound on the dot product of the query with any key between min and max.
 struct MinMaxScore {
   // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is
-  // right unless a product or a sum is not finite; where one might not be, `probe` becomes NaN.
-  static HWY_INLINE void Add(VF q, VF max, VF min, VF& sum, VF& probe) {
+  // right unless a product or a sum is not finite. Returns the sum with max: where that is NaN,
+  // `sum` may be wrong.
+  static HWY_INLINE VF Add(VF q, VF max, VF min, VF& sum) {
     const auto with_max = hn::MulAdd(q, max, sum);
     sum = MaxOrSecond(with_max, hn::MulAdd(q, min, sum));
-    probe = hn::Add(probe, with_max);
+    return with_max;
   }
 
   // The same, and right in any case: NaN where a product is, or where the larger product and the
@@ -116,9 +117,15 @@ class RowSums {
   HWY_INLINE RowSums() : a_(hn::Zero(DF())), b_(hn::Zero(DF())), probe_(hn::Zero(DF())) {}
 
   // Adds the terms that LoadSize() elements make.
-  HWY_INLINE void Add(const float* HWY_RESTRICT q, VF max_a, VF max_b, VF min_a, VF min_b) {
-    AddTerm(q, max_a, min_a, a_, probe_);
-    AddTerm(q + hn::Lanes(DF()), max_b, min_b, b_, probe_);
+  HWY_INLINE void Add(VF q_a, VF q_b, VF max_a, VF max_b, VF min_a, VF min_b) {
+    if constexpr (kCarefully) {
+      Score::AddCarefully(q_a, max_a, min_a, a_);
+      Score::AddCarefully(q_b, max_b, min_b, b_);
+    } else {
+      const auto probe_a = Score::Add(q_a, max_a, min_a, a_);
+      const auto probe_b = Score::Add(q_b, max_b, min_b, b_);
+      probe_ = hn::MulAdd(probe_a, probe_b, probe_);  // NaN once either was
+    }
   }
 
   HWY_INLINE VF Total() const { return hn::Add(a_, b_); }
@@ -127,23 +134,13 @@ class RowSums {
   HWY_INLINE VF Probe() const { return hn::Add(probe_, Total()); }
 
  private:
-  static HWY_INLINE void AddTerm(const float* HWY_RESTRICT from, VF max, VF min, VF& sum,
-                                 VF& probe) {
-    const auto q = LoadOnce(from);
-    if constexpr (kCarefully) {
-      Score::AddCarefully(q, max, min, sum);
-    } else {
-      Score::Add(q, max, min, sum, probe);
-    }
-  }
-
   VF a_;
   VF b_;
   VF probe_;
 };
 
 // Adds up the terms of the first kRowsSideBySide rows of three arrays.
-template <class Score, bool kCarefully, Ask kAsk, typename T>
+template <class Score, bool kCarefully, bool kSameQuery, Ask kAsk, typename T>
 HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
                         const ScoredRow<T>* HWY_RESTRICT to_l1,
                         const ScoredRow<T>* HWY_RESTRICT to_l2, int64_t head_dim,
@@ -151,14 +148,20 @@ HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
   RowSums<Score, kCarefully> sums[kRowsSideBySide];
   const int64_t step = LoadSize();
   const auto add = [&](int64_t d) HWY_ATTR {
+    VF q_a;
+    VF q_b;
     for (int r = 0; r < kRowsSideBySide; ++r) {
+      if (r == 0 || !kSameQuery) {
+        q_a = LoadOnce(rows[r].q + d);
+        q_b = LoadOnce(rows[r].q + d + step / 2);
+      }
       VF max_a;
       VF max_b;
       VF min_a;
       VF min_b;
       RowLoader<T>::Load(rows[r].max + d, max_a, max_b);
       RowLoader<T>::Load(rows[r].min + d, min_a, min_b);
-      sums[r].Add(rows[r].q + d, max_a, max_b, min_a, min_b);
+      sums[r].Add(q_a, q_b, max_a, max_b, min_a, min_b);
     }
   };
   const auto prefetch = [&](int64_t d) HWY_ATTR {
@@ -186,7 +189,8 @@ HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
       VF min_b;
       LoadTail(rows[r].max + d, head_dim - d, max_a, max_b);
       LoadTail(rows[r].min + d, head_dim - d, min_a, min_b);
-      sums[r].Add(rows[r].q + d, max_a, max_b, min_a, min_b);
+      sums[r].Add(LoadOnce(rows[r].q + d), LoadOnce(rows[r].q + d + step / 2), max_a, max_b, min_a,
+                  min_b);
     }
     totals[r] = sums[r].Total();
     probe = hn::Add(probe, sums[r].Probe());
@@ -204,7 +208,13 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   auto probe = hn::Zero(df);
   VF sums[kRowsAtOnce];
   for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
-    SumRows<Score, kCarefully, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i, probe);
+    if (rows[i].q == rows[i + 1].q) {
+      SumRows<Score, kCarefully, true, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i,
+                                             probe);
+    } else {
+      SumRows<Score, kCarefully, false, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i,
+                                              probe);
+    }
   }
   StoreSums(sums, scores);
   return hn::AllFalse(df, hn::IsNaN(probe));

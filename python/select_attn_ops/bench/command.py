@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 import time
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--limit-seconds", type=float, metavar="N", help="begin no case after so many seconds"
+    )
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="keep other processes off the processors meanwhile (needs the right to do so)",
     )
     parser.add_argument("--list", action="store_true", help="print names and measure nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
@@ -133,6 +139,14 @@ def _refuse_beside_profile(options: argparse.Namespace) -> None:
             raise ValueError(f"--profile does not go with --{name}")
 
 
+def _take_realtime_priority() -> None:
+    """For this thread and those it starts; the system keeps a twentieth for everything else."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, PermissionError) as error:
+        raise ValueError("--realtime needs Linux and CAP_SYS_NICE, which root has") from error
+
+
 def _check(runner: Runner, specs: Sequence[Spec]) -> int:
     """Compare the operators' results with their references'; returns the exit status."""
     status = 0
@@ -163,6 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not specs and not comparisons:
         raise ValueError("no case is left: --list prints those there are")
+    if options.realtime:
+        _take_realtime_priority()
     if options.profile:
         for line in profile(Runner(device, QUICK if options.quick else THOROUGH), specs):
             print(line, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,10 @@ def commit() -> str | None:
     return None
 
 
+def _has_realtime_priority() -> bool:
+    return hasattr(os, "SCHED_FIFO") and os.sched_getscheduler(0) == os.SCHED_FIFO
+
+
 def header(
     device: torch.device,
     ceilings: Mapping[int, float],
@@ -75,6 +80,7 @@ def header(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "realtime": _has_realtime_priority(),
         "commit": commit(),
     }
     if device.type != "cpu":
@@ -97,7 +103,7 @@ def header_text(header: dict[str, Any]) -> str:
         f"{header['device']} | {header['threads']} threads | {header['simd_target']} | last cache "
         f"{header['last_cache_bytes'] / _MIB:.0f} MiB | select-attn-ops "
         f"{header['select_attn_ops']} | torch {header['torch']} | Python {header['python']} | "
-        f"commit {header['commit'] or 'unknown'}\n"
+        f"commit {header['commit'] or 'unknown'}{' | real-time' * header['realtime']}\n"
         f"read ceiling {ceilings}; each case has its own, of its own memory, measured beside it"
     )
 
