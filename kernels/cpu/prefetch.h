@@ -25,7 +25,7 @@ enum class Ask { kOnce, kTwice };
 constexpr int64_t kPlacesInTurn = 4;
 
 // Bytes that a kernel reads between asking for a cache line and using it.
-constexpr int64_t kAheadToL1 = int64_t{4} << 10;
+constexpr int64_t kAheadToL1 = int64_t{2} << 10;
 constexpr int64_t kAheadToL2 = int64_t{12} << 10;
 
 // The empty assembly stands for an effect: GCC drops calls of functions that only prefetch.
