@@ -6,6 +6,7 @@ import contextlib
 import copy
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -418,6 +419,24 @@ def test_memory(max_length: int | None, before: int, after: int) -> None:
     got = generate(model, prompts, cache, max_new_tokens=40)
     assert_same(got, from_scratch(model, prompts, options, max_new_tokens=40))
     assert {layer._columns for layer in cache.layers} == {after}
+
+
+@torch.no_grad()
+def test_a_mask_does_not_outlive_its_call() -> None:
+    """That of a long padded prompt is larger than all else."""
+    model, prompts = make_model("llama"), make_prompts(60, 20)
+    masks = []
+
+    def watch(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        masks.append(weakref.ref(mask))
+        return AttentionInterface()["quest"](module, query, key, value, mask, **options)
+
+    AttentionInterface.register("quest-watched", watch)
+    AttentionMaskInterface.register("quest-watched", AttentionMaskInterface()["sdpa"])
+    model.set_attn_implementation("quest-watched")
+    cache = QuestCache(model.config)
+    model(**prompts, cache=cache)
+    assert [mask() for mask in masks] == [None] * 4
 
 
 def test_inference_mode() -> None:
