@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from error_texts import is_documented
+from error_texts import is_documented, raises
 from select_attn_ops.integrations.transformers import QuestCache, register
 from transformers import (
     AttentionInterface,
@@ -107,15 +105,6 @@ def assert_same(got: Any, expected: Any, **tolerance: float) -> None:
     assert torch.equal(got.sequences, expected.sequences)
     tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(expected.logits), **tolerance)
-
-
-@contextlib.contextmanager
-def raises(error: type[Exception], text: str) -> Iterator[None]:
-    """Expect an error, its text word by word, and that it is documented."""
-    with pytest.raises(error) as caught:
-        yield
-    assert str(caught.value) == text
-    assert is_documented(text)
 
 
 def reference(model: Any, prompts: dict[str, torch.Tensor], **options: Any) -> Any:
@@ -653,17 +642,17 @@ def test_a_call_after_one_that_failed_half_way() -> None:
         raise KeyboardInterrupt
 
     with torch.no_grad():
-        model(prompts["input_ids"], past_key_values=cache)
+        model(prompts["input_ids"], cache=cache)
         hook = model.model.layers[2].register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt):
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
         hook.remove()
         text = (
             "layers must hold equally many tokens, got 21 and 20: an earlier call did not end, "
             "reset the cache"
         )
         with raises(RuntimeError, text):
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
     cache.reset()
     assert_same(generate(model, prompts, cache), reference(model, prompts))
 
