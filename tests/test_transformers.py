@@ -428,6 +428,27 @@ def test_a_mask_does_not_outlive_its_call() -> None:
     assert [mask() for mask in masks] == [None] * 4
 
 
+@torch.no_grad()
+def test_steps_on_a_device_do_not_wait_for_it() -> None:
+    """A meta tensor cannot be read, which a device's can, but the host would wait."""
+    model, prompts = make_model("llama"), make_prompts(40, 30)
+    cache = QuestCache(model.config)
+    model(**prompts, cache=cache)
+    sequences, first = cache._sequences, cache.layers[0]
+
+    def see(new_tokens: int) -> None:
+        mask = torch.ones(2, 1, new_tokens, 40 + new_tokens, dtype=torch.bool, device="meta")
+        sequences.see(first, mask, 2, 40, 40 + new_tokens)
+
+    with pytest.raises(NotImplementedError, match="with Meta tensors"):
+        see(2)
+    see(1)
+    assert sequences.pads == [0, 10]
+    assert sequences.lens(41, torch.device("cpu")).tolist() == [41, 31]
+    with raises(ValueError, "expected the 2 sequences of the cache, got 3"):
+        sequences.see(first, torch.ones(3, 1, 1, 41, dtype=torch.bool), 3, 40, 41)
+
+
 def test_inference_mode() -> None:
     model, prompts = make_model("llama"), make_prompts(60, 20)
     options = {"block_size": 4, "k": 4, "recent_blocks": 1, "dense_layers": 1}

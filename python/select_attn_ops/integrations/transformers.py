@@ -102,7 +102,8 @@ class QuestCache(Cache):  # type: ignore[misc]
     Notes
     -----
     *Batches* may be padded on the left, as `generate` needs it. Padding is not stored. Masks that
-    hide anything else raise NotImplementedError.
+    hide anything else raise NotImplementedError; in a step on another device than the CPU, where
+    reading it would make the host wait, a mask is taken to hide the padding that is known.
 
     *Continuing.* A later call with the same sequences and more tokens goes on where the last one
     ended. For other sequences call `reset`, which keeps the memory, or make a new cache.
@@ -252,6 +253,7 @@ class _Sequences:
 
     def _set(self, pads: list[int]) -> None:
         self._pads = pads
+        self._pads_on: dict[torch.device, Tensor] = {}
         self._lens: dict[tuple[torch.device, int], Tensor] = {}
 
     def shortest(self, total: int) -> int:
@@ -264,12 +266,10 @@ class _Sequences:
         """Tokens of each sequence, ``[B]``, int32."""
         key = (device, total)
         if key not in self._lens:
-            if self.pads is None:  # no transfer, for which the host would wait
-                lens = torch.full((self.count,), total, dtype=torch.int32, device=device)
-            else:
-                numbers = [max(total - pad, 0) for pad in self._pads]
-                lens = torch.tensor(numbers, dtype=torch.int32, device=device)
-            self._lens[key] = lens
+            if device not in self._pads_on:  # a transfer, for which the host waits
+                pads = torch.tensor(self._pads, dtype=torch.int32, device=device)
+                self._pads_on[device] = pads
+            self._lens[key] = (total - self._pads_on[device]).clamp(min=0)
         return self._lens[key]
 
     def see(
@@ -289,16 +289,21 @@ class _Sequences:
         self._past = past
         if past > 0 and batch != self.count:
             raise ValueError(f"expected the {self.count} sequences of the cache, got {batch}")
+        self._lens.clear()
         pads = [0] * batch
         if mask is not None:
             _check_mask(mask, batch, total)
+            is_known = total == past + 1 and past > max(self._pads, default=past)
+            if is_known and mask.device.type != "cpu":
+                return  # the host would wait for the device in every step
             pads = _padding(mask, batch, total)
         if past > 0:
             # A sequence without a token so far may turn out to have more padding.
             same = (a == b or (a == past and b > a) for a, b in zip(self._pads, pads, strict=True))
             if not all(same):
                 raise ValueError("attention_mask must hide the padding of earlier calls, no more")
-        self._set(pads)
+        if pads != self._pads:
+            self._set(pads)
 
 
 class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
