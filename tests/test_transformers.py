@@ -457,8 +457,9 @@ def test_inference_mode() -> None:
     assert_same(got, from_scratch(model, prompts, options))
 
 
-def test_bfloat16() -> None:
-    model, prompts = make_model("qwen3").bfloat16(), make_prompts(60, 20)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_types_of_16_bits(dtype: torch.dtype) -> None:
+    model, prompts = make_model("qwen3").to(dtype), make_prompts(60, 20)
     expected = reference(model, prompts, max_new_tokens=1)
     got = generate(model, prompts, QuestCache(model.config), max_new_tokens=1)
     assert_same(got, expected)
