@@ -15,13 +15,23 @@ from select_attn_ops.integrations.transformers import QuestCache, register
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    BartConfig,
     DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -74,6 +84,35 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
+OTHERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "granite": (
+        GraniteConfig,
+        GraniteForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_multiplier": 0.2},
+    ),
+    "mixtral": (
+        MixtralConfig,
+        MixtralForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2},
+    ),
+    "phi3": (
+        Phi3Config,
+        Phi3ForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
+}
 TINY = COMMON | FAMILIES["llama"][2]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -81,7 +120,7 @@ register()
 
 
 def make_model(family: str, implementation: str = "quest", **changes: object) -> Any:
-    make_config, make, options = FAMILIES[family]
+    make_config, make, options = (FAMILIES | OTHERS)[family]
     torch.manual_seed(0)
     model = make(make_config(**COMMON | options | changes)).eval()
     model.set_attn_implementation(implementation)
@@ -203,6 +242,17 @@ def test_decodes_as_quest_from_scratch(
     got = generate(model, prompts, QuestCache(model.config, **options), max_new_tokens=20)
     assert_same(got, expected)
     dense = reference(model, prompts, max_new_tokens=20)
+    assert not torch.allclose(got.logits[-1], dense.logits[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families(family: str) -> None:
+    model, prompts = make_model(family), make_prompts(50, 64, 2)
+    dense = reference(model, prompts)
+    assert_same(generate(model, prompts, QuestCache(model.config)), dense)
+    options = {"block_size": 4, "k": 5, "recent_blocks": 1, "dense_layers": 1}
+    got = generate(model, prompts, QuestCache(model.config, **options))
+    assert_same(got, from_scratch(model, prompts, options))
     assert not torch.allclose(got.logits[-1], dense.logits[-1], atol=1e-2)
 
 
@@ -529,6 +579,13 @@ def test_wrong_models() -> None:
     text = "layers must be full or sliding-window attention, got LinearAttentionLayer for layer 0"
     with raises(NotImplementedError, text):
         QuestCache(config)
+    config = Gemma3nTextConfig(num_hidden_layers=4, num_kv_shared_layers=2)
+    text = "layers must be full or sliding-window attention, got DummyLayer for layer 2"
+    with raises(NotImplementedError, text):
+        QuestCache(config)
+    text = "the model must be a decoder, got the encoder-decoder bart"
+    with raises(NotImplementedError, text):
+        QuestCache(BartConfig())
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ class QuestCache(Cache):  # type: ignore[misc]
         window.
     NotImplementedError
         If a layer is neither full attention nor one with a sliding window, as in models with
-        linear attention.
+        linear attention, or the model has an encoder.
 
     Notes
     -----
@@ -156,6 +156,10 @@ class QuestCache(Cache):  # type: ignore[misc]
         )
         if k is None:
             k = (max(2048, block_size) if budget is None else budget) // block_size
+        if getattr(config, "is_encoder_decoder", False):
+            raise NotImplementedError(
+                f"the model must be a decoder, got the encoder-decoder {config.model_type}"
+            )
         sequences = _Sequences()
         layers = DynamicCache(config=config).layers  # of the kinds that the model needs
         for i, layer in enumerate(layers):
