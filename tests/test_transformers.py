@@ -318,6 +318,11 @@ def test_samples() -> None:
     expected = reference(model, prompts, **sampling)
     torch.manual_seed(3)
     assert_same(generate(model, prompts, QuestCache(model.config), **sampling), expected)
+    options = {"block_size": 4, "k": 5, "recent_blocks": 1, "dense_layers": 1}
+    torch.manual_seed(3)
+    expected = from_scratch(model, prompts, options, **sampling)
+    torch.manual_seed(3)
+    assert_same(generate(model, prompts, QuestCache(model.config, **options), **sampling), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3-sliding"])
