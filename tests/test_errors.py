@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import select_attn_ops
 import torch
 from dlpack_tensors import CUDA, CUDA_HOST, EXT_DEV, METAL, ForeignTensor, RawTensor
-from error_texts import is_documented
+from error_texts import is_documented, raised_texts
 from memory import snapshot
 from select_attn_ops import (
     merge_attention_states,
@@ -1933,6 +1934,15 @@ def test_states_that_do_not_merge(
     assert is_documented(message)
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         merge_attention_states(made(outs), made(lses))
+
+
+@pytest.mark.parametrize("folder", ["integrations", "recall"])
+def test_texts_of_the_source_are_documented(folder: str) -> None:
+    """All of them, also those that no test provokes."""
+    files = sorted(Path(select_attn_ops.__file__).parent.joinpath(folder).glob("*.py"))
+    texts = [text for file in files for text in raised_texts(file)]
+    assert len(texts) >= 20
+    assert [text for text in texts if not is_documented(text)] == []
 
 
 def test_a_call_after_errors_is_right() -> None:

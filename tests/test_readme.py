@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+TRANSFORMERS = ROOT / "docs" / "transformers.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")])
 
 # Commands that a test must not run: where CI runs them instead, as a file and a text in it. A file
@@ -22,6 +24,7 @@ RUN_BY_CI = {
     "make sanitize": (".ci/run", "make sanitize"),
     "make test": (".ci/run", "make test"),
     "pip install . numpy": ("scripts/build_kernels.sh", '-m pip install "$root"'),
+    'pip install ".[transformers]"': ("pyproject.toml", '["torch", "transformers>='),
     "pip install -r requirements.txt": ("Makefile", "-r requirements.txt"),
     "bash scripts/build_kernels.sh": ("Makefile", "bash scripts/build_kernels.sh"),
     "source scripts/init_cann.sh Ascend910B4": ("tests/test_scripts.py", "init_cann.sh"),
@@ -43,7 +46,11 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 def commands(document: Path) -> list[str]:
-    lines = "\n".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
+    return commands_of("\n".join(blocks(document, "bash")))
+
+
+def commands_of(block: str) -> list[str]:
+    lines = block.replace("\\\n", " ").splitlines()
     stripped = (re.sub(r"\s+#.*$", "", line).strip() for line in lines)
     return [" ".join(line.split()) for line in stripped if line and not line.startswith("#")]
 
@@ -51,10 +58,8 @@ def commands(document: Path) -> list[str]:
 README_COMMANDS = commands(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("command", README_COMMANDS)
-def test_readme_command(command: str) -> None:
-    if command in NOT_RUN:
-        pytest.skip("needs what CI does not have")
+def run(command: str, folder: Path) -> None:
+    """Run a command, or see that CI does."""
     if command in RUN_BY_CI:
         file, text = RUN_BY_CI[command]
         assert text in (ROOT / file).read_text()
@@ -63,18 +68,26 @@ def test_readme_command(command: str) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     }
     result = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_exceptions_are_in_the_readme() -> None:
-    assert set(RUN_BY_CI) | NOT_RUN <= set(README_COMMANDS) | {"make lint", "make sanitize"}
+@pytest.mark.parametrize("command", README_COMMANDS)
+def test_readme_command(command: str) -> None:
+    if command in NOT_RUN:
+        pytest.skip("needs what CI does not have")
+    run(command, ROOT)
+
+
+def test_exceptions_are_in_a_document() -> None:
+    named = {*README_COMMANDS, *commands(TRANSFORMERS), "make lint", "make sanitize"}
+    assert set(RUN_BY_CI) | NOT_RUN <= named
 
 
 @pytest.mark.parametrize(
     "document",
-    [document for document in DOCUMENTS if blocks(document, "python")],
+    [document for document in DOCUMENTS if blocks(document, "python") and document != TRANSFORMERS],
     ids=lambda document: str(document.relative_to(ROOT)),
 )
 def test_python_blocks(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +95,22 @@ def test_python_blocks(document: Path, capsys: pytest.CaptureFixture[str]) -> No
     namespace: dict[str, object] = {}
     for block in blocks(document, "python"):
         exec(compile(block, str(document), "exec"), namespace)
+
+
+def test_transformers_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, in an empty folder: commands read what the program before them has written."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    found = re.findall(r"^```(\w*)\n(.*?)^```", TRANSFORMERS.read_text(), re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in found} == {"bash", "python"}
+    for language, block in found:
+        if language == "python":
+            exec(compile(block, str(TRANSFORMERS), "exec"), namespace)
+        else:
+            for command in commands_of(block):
+                run(command, tmp_path)
+    assert len(namespace["texts"]) == 2
+    assert (tmp_path / "recall.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from error_texts import is_documented, raises
 from safetensors.torch import save_file
 from select_attn_ops import QuestDecoder
 from select_attn_ops.__main__ import main
@@ -24,6 +26,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -129,6 +133,8 @@ def test_a_model_shows_what_eager_attention_computes() -> None:
         torch.testing.assert_close(seen[name], expected, rtol=1e-4, atol=1e-5)
 
 
+HERE = Path(__file__).parent
+MODEL = ["--model", str(HERE), "--text", "no"]
 KEYS, QUERIES = torch.zeros(2, 9, 4), torch.zeros(4, 3, 4)
 
 
@@ -153,7 +159,7 @@ KEYS, QUERIES = torch.zeros(2, 9, 4), torch.zeros(4, 3, 4)
     ],
 )  # fmt: skip
 def test_wrong_tensors(keys: Any, queries: Any, positions: Any, text: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+    with raises(ValueError, text):
         loading.layers(keys, queries, positions)
 
 
@@ -161,16 +167,80 @@ def test_wrong_tensors(keys: Any, queries: Any, positions: Any, text: str) -> No
     ("arguments", "text"),
     [
         ([], "expected --keys and --queries, or --model and --text"),
+        (["--keys", "a.npy", "--queries", "a.npy", "--text", "a"],
+         "expected --keys and --queries, or --model and --text"),
+        ([*MODEL, "--positions", "a.npy"], "--positions goes with --keys and --queries only"),
         (["--keys", "no.npy", "--queries", "no.npy"], "--keys must be a file, got no.npy"),
-        (["--model", "no", "--text", "no"], "--model must be a folder, got no"),
-        (["--model", "no", "--text", "no", "--mass", "2"], "--mass must be in (0, 1], got 2.0"),
-        (["--model", "no", "--text", "no", "--budgets", "8"],
-         "--budgets must be at least a block of 16, got 8"),
+        (["--keys", __file__, "--queries", "no.npy"],
+         f"--keys must end in .npy or .safetensors, got {__file__}"),
+        (["--model", "no", "--text", __file__], "--model must be a folder, got no"),
+        (MODEL, "--text must be a file, got no"),
+        ([*MODEL, "--mass", "2"], "--mass must be in (0, 1], got 2.0"),
+        ([*MODEL, "--tokens", "0"], "--tokens must be at least 1, got 0"),
+        ([*MODEL, "--steps", "0"], "--steps must be at least 1, got 0"),
+        ([*MODEL, "--block-size", "0"], "--block-size must be at least 1, got 0"),
+        ([*MODEL, "--recent-blocks", "-1"], "--recent-blocks must be at least 0, got -1"),
+        ([*MODEL, "--budgets", "8"], "--budgets must be at least a block of 16, got 8"),
+        ([*MODEL, "--json", "no/a.json"],
+         "--json must be in a folder that exists, got no/a.json"),
+        ([*MODEL, "--plot", "no/a.png"], "--plot must be in a folder that exists, got no/a.png"),
     ],
 )  # fmt: skip
 def test_wrong_options(arguments: list[str], text: str, capsys: Any) -> None:
     assert main(["recall", *arguments]) == 1
     assert capsys.readouterr().err == f"error: {text}\n"
+    assert is_documented(text)
+
+
+def test_wrong_files(tmp_path: Path, capsys: Any) -> None:
+    pair, text = tmp_path / "pair.safetensors", tmp_path / "text.txt"
+    save_file({"one": KEYS, "other": KEYS.clone()}, pair)
+    with raises(
+        ValueError, f"{pair} must have one tensor, or one named keys, got ['one', 'other']"
+    ):
+        loading.load(pair, "keys")
+    text.write_bytes(b"\xff")
+    for path, expected in (
+        (text, f"--text {text} must be in UTF-8: 'utf-8' codec can't decode byte 0xff in "),
+        (Path(__file__), f"--model {tmp_path} does not load: "),
+    ):
+        assert main(["recall", "--model", str(tmp_path), "--text", str(path)]) == 1
+        message = capsys.readouterr().err.removeprefix("error: ").strip()
+        assert message.startswith(expected)
+        assert is_documented(message)
+
+
+def test_a_text_of_fewer_tokens_than_steps() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+    with raises(ValueError, "--steps must be in [1, 3] for this text, got 4"):
+        capture(model, torch.arange(3)[None], 4, lambda *seen: None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "text"),
+    [
+        ("matplotlib", [*MODEL, "--plot", "a.png"], "--plot needs matplotlib: "),
+        ("transformers", ["--model", str(HERE), "--text", __file__],
+         "--model needs transformers: "),
+        ("safetensors", ["--keys", "a.safetensors", "--queries", "a.safetensors"],
+         "a.safetensors needs safetensors: pip install safetensors"),
+    ],
+)  # fmt: skip
+def test_what_is_not_installed(
+    missing: str,
+    arguments: list[str],
+    text: str,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["recall", *arguments]) == 1
+    message = capsys.readouterr().err.removeprefix("error: ").strip()
+    assert message.startswith(text)
+    assert is_documented(message)
 
 
 @pytest.mark.parametrize("kind", ["npy", "safetensors"])
@@ -205,19 +275,41 @@ def test_the_command(kind: str, tmp_path: Path, capsys: Any) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_with_a_model(tmp_path: Path, capsys: Any) -> None:
+def save_model(model: Any, folder: Path) -> Path:
+    """The model, a tokenizer of 60 words, and a text of 500, whose file is returned."""
     words = {"[UNK]": 0} | {f"w{i}": i for i in range(1, 60)}
     words_only = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     words_only.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words_only, unk_token="[UNK]")
-    tokenizer.save_pretrained(tmp_path)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    text, figures = tmp_path / "text.txt", tmp_path / "figures.json"
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    text = folder / "text.txt"
     text.write_text(" ".join(f"w{i % 60}" for i in range(500)))
+    return text
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def test_a_model_of_nothing_but_sliding_windows(tmp_path: Path, capsys: Any) -> None:
+    config = MistralConfig(**TINY, sliding_window=16)
+    text = save_model(MistralForCausalLM(config), tmp_path)
+    assert main(["recall", "--model", str(tmp_path), "--text", str(text)]) == 1
+    message = "expected a layer without a sliding window, got none"
+    assert capsys.readouterr().err.endswith(f"error: {message}\n")
+    assert is_documented(message)
+
+
+def test_the_command_with_a_model(tmp_path: Path, capsys: Any) -> None:
+    text = save_model(LlamaForCausalLM(LlamaConfig(**TINY)), tmp_path)
+    figures = tmp_path / "figures.json"
     arguments = ["--model", str(tmp_path), "--text", str(text), "--json", str(figures)]
     arguments += ["--tokens", "300", "--steps", "4", "--budgets", "64", "304", "--mass", "0.99"]
     assert main(["recall", *arguments]) == 0
@@ -241,7 +333,7 @@ def test_a_model_whose_attention_is_not_plain() -> None:
         num_local_experts=2,
         num_experts_per_tok=1,
     )
-    with pytest.raises(NotImplementedError, match="attention with s_aux is not supported"):
+    with raises(NotImplementedError, "attention with s_aux is not supported"):
         capture(GptOssForCausalLM(config).eval(), torch.arange(1, 9)[None], 2, lambda *seen: None)
 
 
@@ -250,8 +342,9 @@ def test_a_broken_file(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"keys{suffix}"
     for content in (b"", b"not a tensor"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=re.escape(f"--keys {path} does not load: ")):
+        with pytest.raises(ValueError, match=re.escape(f"--keys {path} does not load: ")) as caught:
             loading.load(path, "keys")
+        assert is_documented(str(caught.value))
 
 
 def test_the_hint_says_when_no_budget_is_enough() -> None:

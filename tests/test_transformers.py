@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from error_texts import is_documented
+from error_texts import is_documented, raises
 from select_attn_ops.integrations.transformers import QuestCache, register
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    BartConfig,
     DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -75,6 +84,35 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
+OTHERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "granite": (
+        GraniteConfig,
+        GraniteForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_multiplier": 0.2},
+    ),
+    "mixtral": (
+        MixtralConfig,
+        MixtralForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2},
+    ),
+    "phi3": (
+        Phi3Config,
+        Phi3ForCausalLM,
+        {"num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
+}
 TINY = COMMON | FAMILIES["llama"][2]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -82,7 +120,7 @@ register()
 
 
 def make_model(family: str, implementation: str = "quest", **changes: object) -> Any:
-    make_config, make, options = FAMILIES[family]
+    make_config, make, options = (FAMILIES | OTHERS)[family]
     torch.manual_seed(0)
     model = make(make_config(**COMMON | options | changes)).eval()
     model.set_attn_implementation(implementation)
@@ -106,15 +144,6 @@ def assert_same(got: Any, expected: Any, **tolerance: float) -> None:
     assert torch.equal(got.sequences, expected.sequences)
     tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(expected.logits), **tolerance)
-
-
-@contextlib.contextmanager
-def raises(error: type[Exception], text: str) -> Iterator[None]:
-    """Expect an error, its text word by word, and that it is documented."""
-    with pytest.raises(error) as caught:
-        yield
-    assert str(caught.value) == text
-    assert is_documented(text)
 
 
 def reference(model: Any, prompts: dict[str, torch.Tensor], **options: Any) -> Any:
@@ -216,6 +245,17 @@ def test_decodes_as_quest_from_scratch(
     assert not torch.allclose(got.logits[-1], dense.logits[-1], atol=1e-2)
 
 
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families(family: str) -> None:
+    model, prompts = make_model(family), make_prompts(50, 64, 2)
+    dense = reference(model, prompts)
+    assert_same(generate(model, prompts, QuestCache(model.config)), dense)
+    options = {"block_size": 4, "k": 5, "recent_blocks": 1, "dense_layers": 1}
+    got = generate(model, prompts, QuestCache(model.config, **options))
+    assert_same(got, from_scratch(model, prompts, options))
+    assert not torch.allclose(got.logits[-1], dense.logits[-1], atol=1e-2)
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33])
 def test_block_boundaries(length: int) -> None:
     model, prompts = make_model("llama"), make_prompts(length, max(length - 1, 1))
@@ -278,6 +318,11 @@ def test_samples() -> None:
     expected = reference(model, prompts, **sampling)
     torch.manual_seed(3)
     assert_same(generate(model, prompts, QuestCache(model.config), **sampling), expected)
+    options = {"block_size": 4, "k": 5, "recent_blocks": 1, "dense_layers": 1}
+    torch.manual_seed(3)
+    expected = from_scratch(model, prompts, options, **sampling)
+    torch.manual_seed(3)
+    assert_same(generate(model, prompts, QuestCache(model.config, **options), **sampling), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3-sliding"])
@@ -420,6 +465,45 @@ def test_memory(max_length: int | None, before: int, after: int) -> None:
     assert {layer._columns for layer in cache.layers} == {after}
 
 
+@torch.no_grad()
+def test_a_mask_does_not_outlive_its_call() -> None:
+    """That of a long padded prompt is larger than all else."""
+    model, prompts = make_model("llama"), make_prompts(60, 20)
+    masks = []
+
+    def watch(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        masks.append(weakref.ref(mask))
+        return AttentionInterface()["quest"](module, query, key, value, mask, **options)
+
+    AttentionInterface.register("quest-watched", watch)
+    AttentionMaskInterface.register("quest-watched", AttentionMaskInterface()["sdpa"])
+    model.set_attn_implementation("quest-watched")
+    cache = QuestCache(model.config)
+    model(**prompts, cache=cache)
+    assert [mask() for mask in masks] == [None] * 4
+
+
+@torch.no_grad()
+def test_steps_on_a_device_do_not_wait_for_it() -> None:
+    """A meta tensor cannot be read, which a device's can, but the host would wait."""
+    model, prompts = make_model("llama"), make_prompts(40, 30)
+    cache = QuestCache(model.config)
+    model(**prompts, cache=cache)
+    sequences, first = cache._sequences, cache.layers[0]
+
+    def see(new_tokens: int) -> None:
+        mask = torch.ones(2, 1, new_tokens, 40 + new_tokens, dtype=torch.bool, device="meta")
+        sequences.see(first, mask, 2, 40, 40 + new_tokens)
+
+    with pytest.raises(NotImplementedError, match="with Meta tensors"):
+        see(2)
+    see(1)
+    assert sequences.pads == [0, 10]
+    assert sequences.lens(41, torch.device("cpu")).tolist() == [41, 31]
+    with raises(ValueError, "expected the 2 sequences of the cache, got 3"):
+        sequences.see(first, torch.ones(3, 1, 1, 41, dtype=torch.bool), 3, 40, 41)
+
+
 def test_inference_mode() -> None:
     model, prompts = make_model("llama"), make_prompts(60, 20)
     options = {"block_size": 4, "k": 4, "recent_blocks": 1, "dense_layers": 1}
@@ -428,8 +512,9 @@ def test_inference_mode() -> None:
     assert_same(got, from_scratch(model, prompts, options))
 
 
-def test_bfloat16() -> None:
-    model, prompts = make_model("qwen3").bfloat16(), make_prompts(60, 20)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_types_of_16_bits(dtype: torch.dtype) -> None:
+    model, prompts = make_model("qwen3").to(dtype), make_prompts(60, 20)
     expected = reference(model, prompts, max_new_tokens=1)
     got = generate(model, prompts, QuestCache(model.config), max_new_tokens=1)
     assert_same(got, expected)
@@ -499,6 +584,13 @@ def test_wrong_models() -> None:
     text = "layers must be full or sliding-window attention, got LinearAttentionLayer for layer 0"
     with raises(NotImplementedError, text):
         QuestCache(config)
+    config = Gemma3nTextConfig(num_hidden_layers=4, num_kv_shared_layers=2)
+    text = "layers must be full or sliding-window attention, got DummyLayer for layer 2"
+    with raises(NotImplementedError, text):
+        QuestCache(config)
+    text = "the model must be a decoder, got the encoder-decoder bart"
+    with raises(NotImplementedError, text):
+        QuestCache(BartConfig())
 
 
 @torch.no_grad()
@@ -634,17 +726,17 @@ def test_a_call_after_one_that_failed_half_way() -> None:
         raise KeyboardInterrupt
 
     with torch.no_grad():
-        model(prompts["input_ids"], past_key_values=cache)
+        model(prompts["input_ids"], cache=cache)
         hook = model.model.layers[2].register_forward_pre_hook(fail)
         with pytest.raises(KeyboardInterrupt):
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
         hook.remove()
         text = (
             "layers must hold equally many tokens, got 21 and 20: an earlier call did not end, "
             "reset the cache"
         )
         with raises(RuntimeError, text):
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
     cache.reset()
     assert_same(generate(model, prompts, cache), reference(model, prompts))
 

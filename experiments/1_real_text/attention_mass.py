@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import torch
 from gen_data_real_text import RealTextData
-
-# 64 rows of 131,072 logits are 32 MiB.
-_ROWS = 64
+from select_attn_ops.recall.measures import attention_weights, block_sums, step_chunks
 
 
 def exact_attention(
@@ -30,7 +28,6 @@ def exact_attention(
     group_size = num_heads // num_kv_heads
     mass = torch.zeros(num_steps, num_kv_heads, num_blocks, device=data.query.device)
     out = torch.zeros(num_steps, num_kv_heads, group_size, head_dim, device=data.query.device)
-    steps_per_chunk = max(_ROWS // group_size, 1)
     for head in range(num_kv_heads):
         progress(f"exact attention of KV head {head + 1} of {num_kv_heads}")
         keys, values = (
@@ -38,16 +35,12 @@ def exact_attention(
             for cache in (data.k_cache, data.v_cache)
         )
         query = data.query.unflatten(1, (num_kv_heads, group_size))[:, head].float()
-        for start in range(0, num_steps, steps_per_chunk):
-            chunk = slice(start, start + steps_per_chunk)
-            seq_lens = data.seq_lens[chunk]
+        for steps in step_chunks(num_steps, group_size):
+            seq_lens = data.seq_lens[steps]
             # Steps are in rising order: blocks behind a chunk's last step hold nothing of it.
             blocks = -(-int(seq_lens[-1]) // block_size)
-            logits = query[chunk] @ keys[: blocks * block_size].T * head_dim**-0.5
-            token = torch.arange(blocks * block_size, device=keys.device)
-            logits.masked_fill_(token >= seq_lens[:, None, None], -torch.inf)
-            share = logits.softmax(-1)
-            out[chunk, head] = share @ values[: blocks * block_size]
-            share = share.unflatten(-1, (blocks, block_size)).sum(-1)
-            mass[chunk, head, :blocks] = share.mean(1)
+            tokens = slice(blocks * block_size)
+            weights = attention_weights(query[steps], keys[tokens], seq_lens[:, None] - 1)
+            out[steps, head] = weights @ values[tokens]
+            mass[steps, head, :blocks] = block_sums(weights, block_size).mean(1)
     return mass, out.flatten(1, 2)

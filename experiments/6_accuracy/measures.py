@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from select_attn_ops.recall.measures import attention_weights, block_sums
 
 # Above all scores, which are below 1e29: the block being filled, the newest full ones, the first.
 _FILLING, _RECENT, _SINK = 3e30, 2e30, 1e30
@@ -276,18 +277,14 @@ def top_blocks(ranked: torch.Tensor, k: int) -> torch.Tensor:
 
 def token_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Exact attention: ``[B, N, G, S, L]``, softmax over the tokens that each position sees."""
-    (_, _, num_steps, head_dim), (_, num_kv_heads, length, _) = query.shape, key.shape
+    num_steps, (num_kv_heads, length) = query.shape[2], key.shape[1:3]
     grouped = query.unflatten(1, (num_kv_heads, -1))
-    logits = grouped @ key[:, :, None].mT * head_dim**-0.5
-    last = torch.arange(length - num_steps, length)
-    return logits.masked_fill(torch.arange(length) > last[:, None], -math.inf).softmax(-1)
+    return attention_weights(grouped, key[:, :, None], torch.arange(length - num_steps, length))
 
 
 def block_masses(query: torch.Tensor, key: torch.Tensor, block_size: int) -> torch.Tensor:
     """Exact attention per block, ``[B, N, G, S, T]``."""
-    weights = token_weights(query, key)
-    weights = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % block_size))
-    return weights.unflatten(-1, (-1, block_size)).sum(-1)
+    return block_sums(token_weights(query, key), block_size)
 
 
 def held(masses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -97,12 +97,13 @@ class QuestCache(Cache):  # type: ignore[misc]
         window.
     NotImplementedError
         If a layer is neither full attention nor one with a sliding window, as in models with
-        linear attention.
+        linear attention, or the model has an encoder.
 
     Notes
     -----
     *Batches* may be padded on the left, as `generate` needs it. Padding is not stored. Masks that
-    hide anything else raise NotImplementedError.
+    hide anything else raise NotImplementedError; in a step on another device than the CPU, where
+    reading it would make the host wait, a mask is taken to hide the padding that is known.
 
     *Continuing.* A later call with the same sequences and more tokens goes on where the last one
     ended. For other sequences call `reset`, which keeps the memory, or make a new cache.
@@ -155,6 +156,10 @@ class QuestCache(Cache):  # type: ignore[misc]
         )
         if k is None:
             k = (max(2048, block_size) if budget is None else budget) // block_size
+        if getattr(config, "is_encoder_decoder", False):
+            raise NotImplementedError(
+                f"the model must be a decoder, got the encoder-decoder {config.model_type}"
+            )
         sequences = _Sequences()
         layers = DynamicCache(config=config).layers  # of the kinds that the model needs
         for i, layer in enumerate(layers):
@@ -245,17 +250,15 @@ class _Sequences:
         return self._pads if any(self._pads) else None
 
     def reset(self) -> None:
-        self._pads: list[int] = []
-        self._forget_call()
-
-    def _forget_call(self) -> None:
-        self._mask: Tensor | None = None
-        self._seen: tuple[int, int] | None = None
-        self._lens: dict[tuple[torch.device, int], Tensor] = {}
+        self._set([])
 
     def take(self, indices: Tensor) -> None:
-        self._pads = [self._pads[i] for i in indices.tolist()] if self._pads else []
-        self._forget_call()
+        self._set([self._pads[i] for i in indices.tolist()] if self._pads else [])
+
+    def _set(self, pads: list[int]) -> None:
+        self._pads = pads
+        self._pads_on: dict[torch.device, Tensor] = {}
+        self._lens: dict[tuple[torch.device, int], Tensor] = {}
 
     def shortest(self, total: int) -> int:
         return total - max(self._pads, default=0)
@@ -267,54 +270,44 @@ class _Sequences:
         """Tokens of each sequence, ``[B]``, int32."""
         key = (device, total)
         if key not in self._lens:
-            if self.pads is None:  # no transfer, for which the host would wait
-                lens = torch.full((self.count,), total, dtype=torch.int32, device=device)
-            else:
-                numbers = [max(total - pad, 0) for pad in self._pads]
-                lens = torch.tensor(numbers, dtype=torch.int32, device=device)
-            self._lens[key] = lens
+            if device not in self._pads_on:  # a transfer, for which the host waits
+                pads = torch.tensor(self._pads, dtype=torch.int32, device=device)
+                self._pads_on[device] = pads
+            self._lens[key] = (total - self._pads_on[device]).clamp(min=0)
         return self._lens[key]
 
-    def agree(self, layer: _QuestLayer, past: int) -> None:
-        """Check that the layers of a call hold equally many tokens; the first one begins it."""
-        if self.first is None or layer is self.first:
-            self._past = past
-        elif past != self._past:
-            raise RuntimeError(
-                f"layers must hold equally many tokens, got {self._past} and {past}: an earlier "
-                "call did not end, reset the cache"
-            )
+    def see(
+        self, layer: _QuestLayer, mask: Tensor | None, batch: int, past: int, total: int
+    ) -> None:
+        """Begin a call with its first layer: learn the padding, or check that it is what it was.
 
-    def see(self, mask: Tensor | None, batch: int, past: int, total: int) -> None:
-        """Learn the padding from a mask, or check that it is what it was."""
-        if self._seen == (batch, total) and mask is self._mask:
-            return  # by another layer in this call
+        The other layers have the same mask, and are checked to hold as many tokens.
+        """
+        if layer is not self.first:
+            if past != self._past:
+                raise RuntimeError(
+                    f"layers must hold equally many tokens, got {self._past} and {past}: an "
+                    "earlier call did not end, reset the cache"
+                )
+            return
+        self._past = past
         if past > 0 and batch != self.count:
             raise ValueError(f"expected the {self.count} sequences of the cache, got {batch}")
-        pads = [0] * batch if mask is None else self._padding(mask, batch, total)
+        self._lens.clear()
+        pads = [0] * batch
+        if mask is not None:
+            _check_mask(mask, batch, total)
+            is_known = total == past + 1 and past > max(self._pads, default=past)
+            if is_known and mask.device.type != "cpu":
+                return  # the host would wait for the device in every step
+            pads = _padding(mask, batch, total)
         if past > 0:
             # A sequence without a token so far may turn out to have more padding.
             same = (a == b or (a == past and b > a) for a, b in zip(self._pads, pads, strict=True))
             if not all(same):
                 raise ValueError("attention_mask must hide the padding of earlier calls, no more")
-        self._forget_call()
-        self._pads, self._mask, self._seen = pads, mask, (batch, total)
-
-    def _padding(self, mask: Tensor, batch: int, total: int) -> list[int]:
-        expected = f"boolean [{batch}, 1, *, {total}]"
-        if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1:
-            raise NotImplementedError(
-                f"attention_mask must be {expected}, got {mask.dtype} {list(mask.shape)}"
-            )
-        if mask.shape[0] not in (1, batch) or mask.shape[3] != total:
-            raise ValueError(f"attention_mask must be {expected}, got {list(mask.shape)}")
-        visible = mask[:, 0, -1].expand(batch, -1)
-        pads = total - visible.sum(-1)
-        if not torch.equal(visible, torch.arange(total, device=mask.device) >= pads[:, None]):
-            raise NotImplementedError(
-                "attention_mask must hide nothing but padding on the left of a sequence"
-            )
-        return [int(pad) for pad in pads.tolist()]
+        if pads != self._pads:
+            self._set(pads)
 
 
 class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -431,8 +424,7 @@ class _QuestLayer(CacheLayerMixin):  # type: ignore[misc]
             raise NotImplementedError(
                 "decoding has no gradients and no dropout: use model.eval() and torch.no_grad()"
             )
-        self._sequences.agree(self, past)
-        self._sequences.see(mask, len(key), past, total)
+        self._sequences.see(self, mask, len(key), past, total)
         self._reserve(key, query.shape[1], scaling)
         self._write(self._k_cache, key, past, total)
         self._write(self._v_cache, value, past, total)
@@ -579,6 +571,29 @@ def _check_at_least(least: int, **values: int | None) -> None:
             raise TypeError(f"{name} must be an integer, got bool")
         if value is not None and integer(name, value) < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_mask(mask: Tensor, batch: int, total: int) -> None:
+    if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1:
+        raise NotImplementedError(
+            f"attention_mask must be boolean [{batch}, 1, *, {total}], "
+            f"got {mask.dtype} {list(mask.shape)}"
+        )
+    if mask.shape[0] not in (1, batch) or mask.shape[3] != total:
+        raise ValueError(
+            f"attention_mask must be boolean [{batch}, 1, *, {total}], got {list(mask.shape)}"
+        )
+
+
+def _padding(mask: Tensor, batch: int, total: int) -> list[int]:
+    """What a mask hides on the left of each sequence."""
+    visible = mask[:, 0, -1].expand(batch, -1)
+    pads = total - visible.sum(-1)
+    if not torch.equal(visible, torch.arange(total, device=mask.device) >= pads[:, None]):
+        raise NotImplementedError(
+            "attention_mask must hide nothing but padding on the left of a sequence"
+        )
+    return [int(pad) for pad in pads.tolist()]
 
 
 def refuse(names: tuple[str, ...], arguments: dict[str, Any]) -> None:

@@ -19,13 +19,6 @@ from .plot import write_plot
 _WORST = 5
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m select_attn_ops recall",
@@ -38,12 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--positions", type=Path, metavar="FILE", help="[steps] (default: the last tokens)")
     add("--model", type=Path, metavar="DIR", help="a model of transformers, and its tokenizer")
     add("--text", type=Path, metavar="FILE", help="what the model reads")
-    add("--tokens", type=_positive, default=8192, help="of the text, at most (default: 8192)")
-    add("--steps", type=_positive, default=64, help="last tokens of the text (default: 64)")
-    add("--block-size", type=_positive, default=16, help="tokens per block (default: 16)")
+    add("--tokens", type=int, default=8192, help="of the text, at most (default: 8192)")
+    add("--steps", type=int, default=64, help="last tokens of the text (default: 64)")
+    add("--block-size", type=int, default=16, help="tokens per block (default: 16)")
     add(
         "--budgets",
-        type=_positive,
+        type=int,
         nargs="+",
         default=[128, 256, 512, 1024, 2048],
         metavar="TOKENS",
@@ -63,15 +56,24 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("expected --keys and --queries, or --model and --text")
     if options.positions and options.model:
         raise ValueError("--positions goes with --keys and --queries only")
+    for name, least in (("tokens", 1), ("steps", 1), ("block-size", 1), ("recent-blocks", 0)):
+        value = getattr(options, name.replace("-", "_"))
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
     if min(options.budgets) < options.block_size:
         raise ValueError(
             f"--budgets must be at least a block of {options.block_size}, "
             f"got {min(options.budgets)}"
         )
-    if options.recent_blocks < 0:
-        raise ValueError(f"--recent-blocks must be at least 0, got {options.recent_blocks}")
     if not 0 < options.mass <= 1:
         raise ValueError(f"--mass must be in (0, 1], got {options.mass}")
+    # What is missing only when the figures are there should not come as a surprise then.
+    for name in ("json", "plot"):
+        path = getattr(options, name)
+        if path and not path.parent.is_dir():
+            raise ValueError(f"--{name} must be in a folder that exists, got {path}")
+    if options.plot:
+        pyplot()
 
 
 def table(
@@ -132,8 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; returns the exit status."""
     options = _parser().parse_args(arguments)
     _check(options)
-    if options.plot:
-        pyplot()  # whose absence should not come as a surprise at the end
     block_size = options.block_size
     budgets = sorted({tokens // block_size for tokens in options.budgets})
     generator = torch.Generator().manual_seed(options.seed)

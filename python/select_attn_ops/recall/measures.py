@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,44 @@ class Layer:
     scale: float | None = None
 
 
+def attention_weights(
+    query: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
+    """Exact attention: the softmax over the tokens up to each query's own.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        ``[..., num_rows, head_dim]``.
+    keys : torch.Tensor
+        ``[..., num_tokens, head_dim]``, in the dtype to compute in.
+    positions : torch.Tensor
+        ``[..., num_rows]``, the token that a query belongs to; broadcast.
+    scale : float, optional
+        Default: ``head_dim ** -0.5``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[..., num_rows, num_tokens]``.
+    """
+    logits = query @ keys.mT * (keys.shape[-1] ** -0.5 if scale is None else scale)
+    token = torch.arange(keys.shape[-2], device=keys.device)
+    return logits.masked_fill_(token > positions[..., None], -torch.inf).softmax(-1)
+
+
+def block_sums(weights: torch.Tensor, block_size: int) -> torch.Tensor:
+    """``[..., num_tokens]`` summed per KV block, of which the last may be partial."""
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % block_size))
+    return padded.view(*padded.shape[:-1], -1, block_size).sum(-1)
+
+
+def step_chunks(num_steps: int, group_size: int) -> Iterator[slice]:
+    """Steps in turn, as many at a time as the logits of a group's heads may take memory for."""
+    size = max(_ROWS // group_size, 1)
+    return (slice(start, start + size) for start in range(0, num_steps, size))
+
+
 def block_mass(layer: Layer, block_size: int) -> torch.Tensor:
     """Exact attention per KV block, in float32.
 
@@ -79,24 +117,16 @@ def block_mass(layer: Layer, block_size: int) -> torch.Tensor:
         ``[num_steps, num_kv_heads, num_blocks]`` float32, the softmax summed per KV block, the mean
         over the query heads that share a KV head; each row sums to 1.
     """
-    num_kv_heads, num_tokens, head_dim = layer.keys.shape
-    num_heads, num_steps = layer.queries.shape[:2]
-    scale = head_dim**-0.5 if layer.scale is None else layer.scale
-    num_blocks = -(-num_tokens // block_size)
-    group_size = num_heads // num_kv_heads
-    mass = torch.zeros(num_steps, num_kv_heads, num_blocks)
-    steps_per_chunk = max(_ROWS // group_size, 1)
-    token = torch.arange(num_tokens)
-    for head in range(num_kv_heads):
-        keys = layer.keys[head].float()
-        group = layer.queries[head * group_size : (head + 1) * group_size]
-        for start in range(0, num_steps, steps_per_chunk):
-            chunk = slice(start, start + steps_per_chunk)
-            logits = group[:, chunk].float() @ keys.T * scale
-            logits.masked_fill_(token > layer.positions[chunk, None], -torch.inf)
-            share = logits.softmax(-1).mean(0)
-            share = torch.nn.functional.pad(share, (0, num_blocks * block_size - num_tokens))
-            mass[chunk, head] = share.view(-1, num_blocks, block_size).sum(-1)
+    num_kv_heads, num_tokens = layer.keys.shape[:2]
+    num_steps = layer.queries.shape[1]
+    mass = torch.zeros(num_steps, num_kv_heads, -(-num_tokens // block_size))
+    groups = layer.queries.chunk(num_kv_heads)
+    for head, (group, keys) in enumerate(zip(groups, layer.keys, strict=True)):
+        keys = keys.float()
+        for steps in step_chunks(num_steps, len(group)):
+            query = group[:, steps].float()
+            weights = attention_weights(query, keys, layer.positions[steps], layer.scale)
+            mass[steps, head] = block_sums(weights.mean(0), block_size)
     return mass
 
 

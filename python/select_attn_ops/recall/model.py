@@ -35,13 +35,14 @@ def read(
     int
         Tokens that were read.
     """
-    for option, path, exists in (
-        ("model", folder, folder.is_dir()),
-        ("text", text, text.is_file()),
-    ):
-        if not exists:
-            kind = "folder" if option == "model" else "file"
-            raise ValueError(f"--{option} must be a {kind}, got {path}")
+    if not folder.is_dir():
+        raise ValueError(f"--model must be a folder, got {folder}")
+    if not text.is_file():
+        raise ValueError(f"--text must be a file, got {text}")
+    try:
+        words = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {text} must be in UTF-8: {error}") from error
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
@@ -49,9 +50,9 @@ def read(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"--model {folder} does not load: {error}") from error
-    tokens = tokenizer(text.read_text(encoding="utf-8"), return_tensors="pt").input_ids
+    tokens = tokenizer(words, return_tensors="pt").input_ids
     return capture(model, tokens[:, :num_tokens], num_steps, see)
 
 
