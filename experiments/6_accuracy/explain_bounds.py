@@ -58,9 +58,8 @@ def all_rules(k: int, block_size: int) -> dict[str, Rule]:
         if block_size % times == 0:
             size = block_size // times
             rules[f"{QUEST}, {times * k} blocks of {size}"] = Rule("summary", times * k, size)
-    for layers in (1, 2):
-        name = f"{QUEST}, first {layers} layers dense"
-        rules[name] = Rule("summary", k, block_size, dense_layers=layers)
+    for layers, which in ((1, "layer 1"), (2, "layers 1 and 2")):
+        rules[f"{QUEST}, {which} dense"] = Rule("summary", k, block_size, dense_layers=layers)
     return rules
 
 
