@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from gen_data_retrieval import (
     TASKS,
+    TEXT_STREAM,
     Questions,
     Tokenizer,
     default_text,
@@ -203,7 +204,7 @@ def text_losses(
     seed: int,
 ) -> np.ndarray:
     """Mean loss of tokens of real text behind ``num_tokens`` others, ``[rules, windows]``."""
-    rng = np.random.default_rng([seed, len(TASKS)])
+    rng = np.random.default_rng([seed, TEXT_STREAM])
     losses = np.zeros((len(rules), num_windows))
     simulation.keep = False
     for number in range(num_windows):
@@ -252,7 +253,7 @@ def evaluate(options: argparse.Namespace, progress: Callable[[str], None]) -> Ev
     num_tokens = options.tokens
     rules = all_rules(num_tokens, options.block_sizes, options.shares)
     evaluation = Evaluation(num_tokens, model.num_parameters(), {}, [], [], {})
-    contexts = {"passkey": options.passkeys, "pairs": options.contexts, "passage": options.contexts}
+    contexts = dict.fromkeys(TASKS, options.contexts) | {"passkey": options.passkeys}
     for task in options.tasks:
         by_length = evaluation.dense_by_length.setdefault(task, {})
         for length in options.lengths:
@@ -401,7 +402,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096], help="dense alone")
     parser.add_argument("--block-sizes", type=int, nargs="+", default=BLOCK_SIZES)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--contexts", type=int, default=12, help="texts per task and seed")
     parser.add_argument("--questions", type=int, default=16, help="per text")

@@ -1,4 +1,4 @@
-"""Long real text with things to find in it: pass keys, key-value pairs and repeated passages."""
+"""Long real text with things to find in it: pass keys, key-value pairs, repeated passages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ PASSAGE_GIVEN = 12
 PASSAGE_ANSWER = 4
 # What a token of a training text is.
 NOISE, TEXT, PAIR, PASSAGE = range(4)
-TASKS = ("passkey", "pairs", "passage")
+# With the number of the stream each is drawn from; 3 is that of texts for perplexity.
+TASKS = {"passkey": 0, "pairs": 1, "passage": 2, "letters": 4}
+TEXT_STREAM = 3
 
 # A line break with the indentation behind it, a word with the blank before it, a run of blanks, or
 # any other sign by itself.
@@ -33,6 +35,7 @@ _HELD_OUT = 8
 _SKIPPED_FOLDERS = {"__pycache__", "encodings", "node_modules", "site-packages", "test", "tests"}
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 _DIGITS = np.frombuffer(b"0123456789", np.uint8)
+_SIGNS = np.concatenate([_LETTERS, _DIGITS]).astype(np.int64)
 # A line of its own that no program has.
 _MARK = b"\n@"
 
@@ -171,7 +174,8 @@ def gen_data_questions(
     task : str
         "passkey": one pair per text, the question repeats its key, so there is one question per
         text. "pairs": ``num_questions`` pairs per text, each asked for. "passage": passages of the
-        text itself, of which the question repeats the beginning.
+        text itself, of which the question repeats the beginning. "letters": the same with passages
+        of letters and digits by chance, put into the text.
     num_contexts, num_questions, num_tokens, seed : int
         Numbers of texts, questions of each and tokens of each.
     first, last : int
@@ -183,27 +187,30 @@ def gen_data_questions(
     Answers are in equal stretches of the text, one in each at a place drawn uniformly, so that
     together they lie uniformly between `first` and `last`.
     """
-    rng = np.random.default_rng([seed, TASKS.index(task)])
+    rng = np.random.default_rng([seed, TASKS[task]])
     if task == "passkey":
         num_questions = 1
+    is_passage = task in ("passage", "letters")
     contexts, questions, positions = [], [], []
     for _ in range(num_contexts):
-        length = PASSAGE_GIVEN + PASSAGE_ANSWER if task == "passage" else PAIR_TOKENS
+        length = PASSAGE_GIVEN + PASSAGE_ANSWER if is_passage else PAIR_TOKENS
         edges = np.linspace(first, num_tokens - last - length, num_questions + 1).astype(int)
         places = rng.integers(edges[:-1], np.maximum(edges[1:] - length, edges[:-1] + 1))
         context = window_of(text, num_tokens, rng).copy()
+        where = places[:, None] + np.arange(length)
         if task == "passage":
-            asked = context[places[:, None] + np.arange(length)]
-            start = PASSAGE_GIVEN
+            asked = context[where]
+        elif task == "letters":
+            asked = rng.choice(_SIGNS, where.shape)
         else:
             keys, values = draw_pairs(num_questions, rng)
             asked = np.stack([pair_line(k, v) for k, v in zip(keys, values, strict=True)])
-            context[places[:, None] + np.arange(length)] = asked
-            start = PAIR_TOKENS - VALUE_DIGITS
+        context[where] = asked
+        start = PASSAGE_GIVEN if is_passage else PAIR_TOKENS - VALUE_DIGITS
         contexts.append(context)
         questions.append(asked)
         positions.append(places + start)
-    answer_tokens = PASSAGE_ANSWER if task == "passage" else VALUE_DIGITS
+    answer_tokens = PASSAGE_ANSWER if is_passage else VALUE_DIGITS
     return Questions(
         task, np.stack(contexts), np.stack(questions), answer_tokens, np.stack(positions)
     )
@@ -245,8 +252,7 @@ def _repeat_passages(row: np.ndarray, kind: np.ndarray, rng: np.random.Generator
             for start in (number * stretch, half + other * stretch)
         )
         if rng.random() < 0.7:
-            signs = np.concatenate([_LETTERS, _DIGITS]).astype(np.int64)
-            row[first : first + length] = rng.choice(signs, length)
+            row[first : first + length] = rng.choice(_SIGNS, length)
             kind[first : first + length] = NOISE
         row[second : second + length] = row[first : first + length]
         kind[second : second + length] = kind[first : first + length]

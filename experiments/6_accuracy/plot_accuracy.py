@@ -20,7 +20,12 @@ _STYLES = {
     "recent": ("most recent", _ORANGE, "-.", "s"),
     "random": ("random", _GREY, ":", "v"),
 }
-_TASKS = {"passkey": "pass key", "pairs": "key-value pairs", "passage": "repeated passage"}
+_TASKS = {
+    "passkey": "pass key",
+    "pairs": "key-value pairs",
+    "passage": "repeated passage",
+    "letters": "repeated letters",
+}
 
 
 def _budget_axis(axes: Axes, shares: Sequence[float]) -> None:

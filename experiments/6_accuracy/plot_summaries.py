@@ -48,9 +48,10 @@ def _points(
     axes.annotate(
         "Quest",
         (quest.nbytes, value(quest)),
-        xytext=(0, -22),
+        xytext=(32, -6),
         textcoords="offset points",
-        ha="center",
+        ha="left",
+        va="center",
         color=_BLUE,
         arrowprops={"arrowstyle": "-", "color": _BLUE},
     )

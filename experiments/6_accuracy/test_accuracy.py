@@ -6,6 +6,7 @@ from pathlib import Path
 
 import compare_summaries
 import evaluate_accuracy
+import explain_bounds
 import gen_data_retrieval as data
 import measures
 import numpy as np
@@ -110,6 +111,20 @@ def test_training_is_deterministic_and_learns(text: np.ndarray) -> None:
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_heads_of_another_size_begin_with_the_tokens_before(text: np.ndarray) -> None:
+    model = train_model.new_model(1, head_dim=64)
+    simulation = simulate(model)
+    cache = prefill(model, simulation, text[:200])
+    simulation.keep = True
+    continued(model, simulation, cache, text[None, 200:210], Rule("dense"))
+    query, key = simulation.seen[0]
+    assert query.shape[-1] == 64
+    weights = measures.token_weights(query, key)[0].flatten(0, 1)  # [H, S, L]
+    last = torch.arange(200, 210)
+    for head, back in enumerate(range(1, 5)):
+        assert (weights[head].argmax(-1) == last - back).float().mean() > 0.5
 
 
 def test_model_is_small(model: LlamaForCausalLM) -> None:
@@ -266,6 +281,14 @@ def test_rounding(bits: int, error: float) -> None:
     assert ((up - down).abs() <= 2.1 * error * largest + 1e-6).all()
 
 
+def test_an_offset_of_all_keys_ranks_blocks_alike() -> None:
+    query, key = _random_keys(5)
+    offset = torch.randn(8, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 5
+    scores, moved = (measures.block_scores(query, k, 16, Summary()) for k in (key, key + offset))
+    same = query.unflatten(1, (2, 2)).mean(2) @ offset / 8**0.5
+    torch.testing.assert_close(moved, scores + same[..., None])
+
+
 def test_keys_before_positions(model: LlamaForCausalLM) -> None:
     theta = model.config.rope_parameters["rope_theta"]
     generator = torch.Generator().manual_seed(3)
@@ -320,6 +343,34 @@ def test_bytes_of_summaries() -> None:
     assert Summary("deviation", 2, bits=4).nbytes(32) == 4 * 18
 
 
+def test_what_bounds_add_to_dot_products() -> None:
+    query, key = _random_keys(7)
+    answers = torch.tensor([[21], [37]])
+    layer = explain_bounds.look_at(query, key, answers, 2, 16, 1e4)
+    # The one step that answers is at position 65: blocks 1 and 2 are not forced, 3 is the newest.
+    for head in range(2):
+        lead, excess, excess_answer = [], [], []
+        for text, (right, other) in enumerate(((1, 2), (2, 1))):
+            q = query[text, 2 * head : 2 * head + 2, 1].mean(0)
+            blocks = key[text, head, :64].unflatten(0, (4, 16))
+            bounds = torch.maximum(q * blocks.amax(1), q * blocks.amin(1)).sum(-1) / 8**0.5
+            largest = (blocks @ q).amax(-1) / 8**0.5
+            lead.append(bounds[right] - bounds[other])
+            excess.append((bounds - largest)[other])
+            excess_answer.append((bounds - largest)[right])
+        for what, values in (
+            (layer.lead, lead),
+            (layer.excess, excess),
+            (layer.excess_answer, excess_answer),
+        ):
+            expected = torch.stack(values).mean()
+            torch.testing.assert_close(what[explain_bounds.QUEST][head], expected)
+    # Both blocks of the budget are forced.
+    assert all((found == 0).all() for found in layer.found.values())
+    layer = explain_bounds.look_at(query, key, answers, 5, 16, 1e4)
+    assert all((found == 1).all() for found in layer.found.values())
+
+
 def test_wilson_interval() -> None:
     low, high = measures.wilson(95, 100)
     assert (round(low, 4), round(high, 4)) == (0.8882, 0.9785)
@@ -341,6 +392,17 @@ def test_evaluation_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert np.shape(row["recall"]) == (3, 2)
 
 
+def test_summaries_of_features_end_to_end(tmp_path: Path) -> None:
+    output = tmp_path / "summaries.json"
+    found = compare_summaries.main(["--quick", f"--output={output}", "--on", "features"])
+    rows, limits = found["features"]
+    by_name = {row.name: row for row in rows}
+    assert by_name["minmax 16b query"].nbytes == 512
+    assert all(0 < row.mass <= limits["exact_mass"] + 1e-6 for row in rows)
+    assert not any(row.summary["keys"] != "rotated" or row.right for row in rows)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_summaries_end_to_end(tmp_path: Path) -> None:
     output = tmp_path / "summaries.json"
     found = compare_summaries.main(["--quick", f"--output={output}", "--on", "model"])
@@ -352,3 +414,16 @@ def test_summaries_end_to_end(tmp_path: Path) -> None:
     edge = compare_summaries.frontier(rows, lambda row: row.mass)
     assert [row.nbytes for row in edge] == sorted(row.nbytes for row in edge)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explanation_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+    found = explain_bounds.main(["--quick"])
+    printed = capsys.readouterr().out
+    assert "8 blocks of 16, 4 questions" in printed
+    assert found.right["dense"] >= 3
+    assert found.attention(1).min() > 0.5
+    for name in ("bounds (Quest)", "bounds of 4 sub-blocks"):
+        assert (found.mean(1, "excess", name) > 0).all()
+    at_large = found.mean(1, "excess", explain_bounds.QUEST)
+    assert (found.mean(1, "excess", "bounds of 4 sub-blocks") < at_large).all()
+    assert (found.mean(1, "found", explain_bounds.LARGEST) >= 0.8).all()

@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 MODEL_FOLDER = Path(__file__).resolve().parent / "model"
 SEED = 20
+HEAD_DIM = 32
 # Of the mean loss of each kind of token.
 _WEIGHTS = {TEXT: 0.3, PAIR: 1.0, PASSAGE: 1.0}
 _WARMUP = 50
@@ -59,7 +60,7 @@ CURRICULUM = (
 )
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
+def new_model(seed: int, head_dim: int = HEAD_DIM) -> LlamaForCausalLM:
     """The model before training."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -69,7 +70,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=head_dim,
         max_position_embeddings=8192,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         initializer_range=0.06,
@@ -154,9 +155,10 @@ def train(
     device: str = "cpu",
     log_every: int = 25,
     after_stage: Callable[[LlamaForCausalLM], None] = lambda model: None,
+    head_dim: int = HEAD_DIM,
 ) -> tuple[LlamaForCausalLM, list[float]]:
     """Train a new model; returns it and the loss of each step."""
-    model = new_model(seed).to(device).train()
+    model = new_model(seed, head_dim).to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -201,12 +203,14 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--head-dim", type=int, default=HEAD_DIM)
     parser.add_argument("--until", type=int, default=2048, help="longest texts of the curriculum")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of which the last bits depend")
     parser.add_argument("--text", type=Path, default=default_text())
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     tokenizer = Tokenizer.from_text(read_texts(options.text, held_out=False))
     text = read_tokens(tokenizer, options.text, held_out=False)
     print(f"{len(text):,} tokens to train on")
@@ -216,7 +220,14 @@ def main() -> None:
         tokenizer.save(options.output / "vocab.json")
 
     curriculum = tuple(stage for stage in CURRICULUM if stage.num_tokens <= options.until)
-    model, _ = train(text, curriculum, seed=options.seed, device=options.device, after_stage=save)
+    model, _ = train(
+        text,
+        curriculum,
+        seed=options.seed,
+        device=options.device,
+        after_stage=save,
+        head_dim=options.head_dim,
+    )
     print(f"{options.output}: {model.num_parameters():,} parameters")
 
 
