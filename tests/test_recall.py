@@ -184,6 +184,7 @@ def test_wrong_tensors(keys: Any, queries: Any, positions: Any, text: str) -> No
         ([*MODEL, "--json", "no/a.json"],
          "--json must be in a folder that exists, got no/a.json"),
         ([*MODEL, "--plot", "no/a.png"], "--plot must be in a folder that exists, got no/a.png"),
+        ([*MODEL, "--json", "."], "--json must be no folder, got ."),
     ],
 )  # fmt: skip
 def test_wrong_options(arguments: list[str], text: str, capsys: Any) -> None:
@@ -208,6 +209,37 @@ def test_wrong_files(tmp_path: Path, capsys: Any) -> None:
         message = capsys.readouterr().err.removeprefix("error: ").strip()
         assert message.startswith(expected)
         assert is_documented(message)
+
+
+def test_a_picture_of_an_unknown_kind(capsys: Any) -> None:
+    assert main(["recall", *MODEL, "--plot", "a.nonsense"]) == 1
+    message = capsys.readouterr().err.removeprefix("error: ").strip()
+    assert re.fullmatch(r"--plot must end in one of \..*\.png.*, got a\.nonsense", message)
+    assert is_documented(message)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other sizes"])
+def test_a_damaged_model(damage: str, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "model"
+    text = save_model(LlamaForCausalLM(LlamaConfig(**TINY)), folder)
+    if damage == "cut":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        LlamaConfig(**TINY | {"intermediate_size": 48}).save_pretrained(folder)
+    assert main(["recall", "--model", str(folder), "--text", str(text)]) == 1
+    message = capsys.readouterr().err.partition("error: ")[2].strip()
+    assert message.startswith(f"--model {folder} does not load: ")
+
+
+def test_a_text_without_tokens(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "model"
+    text = save_model(LlamaForCausalLM(LlamaConfig(**TINY)), folder)
+    text.write_text("")
+    assert main(["recall", "--model", str(folder), "--text", str(text)]) == 1
+    message = capsys.readouterr().err.strip().partition("error: ")[2]
+    assert message == f"--model {folder} has no tokenizer for this text, or the text is empty"
+    assert is_documented(message)
 
 
 def test_a_text_of_fewer_tokens_than_steps() -> None:

@@ -38,7 +38,7 @@ EXACT, LARGEST, QUEST = "exact scores", "largest dot product", "bounds (Quest)"
 
 def all_summaries(block_size: int) -> dict[str, Summary]:
     """What blocks are scored by; the bounds of one token are its dot product."""
-    parts = [parts for parts in (2, 4, 8) if parts < block_size]
+    parts = [n for n in (2, 4, 8) if n < block_size and block_size % n == 0]
     return {
         LARGEST: Summary("minmax", block_size),
         "mean key": Summary("mean"),

@@ -371,6 +371,12 @@ def test_what_bounds_add_to_dot_products() -> None:
     assert all((found == 1).all() for found in layer.found.values())
 
 
+@pytest.mark.parametrize("block_size", [5, 12, 16])
+def test_explained_sub_blocks_are_whole(block_size: int) -> None:
+    parts = [each.parts for each in explain_bounds.all_summaries(block_size).values()]
+    assert all(block_size % count == 0 for count in parts)
+
+
 def test_wilson_interval() -> None:
     low, high = measures.wilson(95, 100)
     assert (round(low, 4), round(high, 4)) == (0.8882, 0.9785)

@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=HEAD_DIM)
     parser.add_argument("--until", type=int, default=2048, help="longest texts of the curriculum")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of which the last bits depend")
+    parser.add_argument("--threads", type=int, default=2, help="on which the last bits depend")
     parser.add_argument("--text", type=Path, default=default_text())
     parser.add_argument("--output", type=Path, default=MODEL_FOLDER)
     options = parser.parse_args()

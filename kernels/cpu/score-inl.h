@@ -63,8 +63,8 @@ HWY_INLINE VF MaxOrSecond(VF a, VF b) {
 // The Quest score: an upper bound on the dot product of the query with any key between min and max.
 struct MinMaxScore {
   // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is
-  // right unless a product or a sum is not finite. Returns the sum with max: where that is NaN,
-  // `sum` may be wrong.
+  // right unless a product or a sum is not finite. Returns the sum with max: only where that or
+  // `sum` is NaN may `sum` be wrong.
   static HWY_INLINE VF Add(VF q, VF max, VF min, VF& sum) {
     const auto with_max = hn::MulAdd(q, max, sum);
     sum = MaxOrSecond(with_max, hn::MulAdd(q, min, sum));
@@ -124,7 +124,8 @@ class RowSums {
     } else {
       const auto probe_a = Score::Add(q_a, max_a, min_a, a_);
       const auto probe_b = Score::Add(q_b, max_b, min_b, b_);
-      probe_ = hn::MulAdd(probe_a, probe_b, probe_);  // NaN once either was
+      // NaN once either was, in one instruction; a NaN for another reason costs no more than time.
+      probe_ = hn::MulAdd(probe_a, probe_b, probe_);
     }
   }
 
@@ -208,6 +209,7 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   auto probe = hn::Zero(df);
   VF sums[kRowsAtOnce];
   for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
+    static_assert(kRowsSideBySide == 2);
     if (rows[i].q == rows[i + 1].q) {
       SumRows<Score, kCarefully, true, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i,
                                              probe);

@@ -19,7 +19,7 @@ from . import alternatives, peers, report
 from .cases import DTYPES, TABLES, Spec, WrongResultError, build
 from .comparisons import COMPARISONS, Finding, beside_alternatives
 from .measuring import QUICK, THOROUGH
-from .plot import pyplot, write_plot
+from .plot import check_plot, write_plot
 from .profile import profile
 from .runner import Result, Runner
 from .suites import SUITES, on_cuda, quick
@@ -140,7 +140,7 @@ def _refuse_beside_profile(options: argparse.Namespace) -> None:
 
 
 def _take_realtime_priority() -> None:
-    """For this thread and those it starts; the system keeps a twentieth for everything else."""
+    """For this thread and those that it starts from now on."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except (AttributeError, PermissionError) as error:
@@ -177,17 +177,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not specs and not comparisons:
         raise ValueError("no case is left: --list prints those there are")
+    if options.plot:
+        check_plot(options.plot)
+        if not any(spec.label == "context" for spec in specs):
+            raise ValueError("--plot draws the cases of the suite context, and none is left")
     if options.realtime:
         _take_realtime_priority()
     if options.profile:
         for line in profile(Runner(device, QUICK if options.quick else THOROUGH), specs):
             print(line, flush=True)
         return 0
-    if options.plot:
-        pyplot()  # whose absence should not come as a surprise at the end
-        if not any(spec.label == "context" for spec in specs):
-            raise ValueError("--plot draws the cases of the suite context, and none is left")
-
     if options.check:
         return _check(Runner(device, QUICK if options.quick else THOROUGH), specs)
 

@@ -327,7 +327,7 @@ COMPARISONS: dict[str, Callable[[Runner], list[Finding]]] = {
 
 
 if __name__ == "__main__":  # a process of its own, for `between_torch`
-    if hasattr(os, "SCHED_OTHER"):
+    if os.sched_getscheduler(0) == os.SCHED_FIFO:
         # With real-time priority torch's threads, which spin, would not let the pool's run.
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     _small = sys.argv[1:] == ["small"]

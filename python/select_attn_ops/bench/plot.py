@@ -22,6 +22,16 @@ def pyplot() -> Any:
     return pyplot
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a picture that could not be written, before what it shows is measured."""
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = ["." + ending for ending in sorted(FigureCanvasBase.get_supported_filetypes())]
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"--plot must end in one of {', '.join(endings)}, got {path}")
+
+
 def write_plot(path: Path, points: Sequence[tuple[int, Result]], title: str) -> None:
     """Draw results of requests of increasing length, a line for each operator.
 

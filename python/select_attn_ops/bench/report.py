@@ -50,7 +50,7 @@ def commit() -> str | None:
 
 
 def _has_realtime_priority() -> bool:
-    return hasattr(os, "SCHED_FIFO") and os.sched_getscheduler(0) == os.SCHED_FIFO
+    return os.sched_getscheduler(0) == os.SCHED_FIFO
 
 
 def header(

@@ -97,7 +97,7 @@ class QuestCache(Cache):  # type: ignore[misc]
         window.
     NotImplementedError
         If a layer is neither full attention nor one with a sliding window, as in models with
-        linear attention, or the model has an encoder.
+        linear attention, or the model is an encoder-decoder.
 
     Notes
     -----

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..bench.plot import pyplot
+from ..bench.plot import check_plot
 from . import loading, model
 from .measures import MEASURES, Layer, measure
 from .plot import write_plot
@@ -72,8 +72,10 @@ def _check(options: argparse.Namespace) -> None:
         path = getattr(options, name)
         if path and not path.parent.is_dir():
             raise ValueError(f"--{name} must be in a folder that exists, got {path}")
+        if path and path.is_dir():
+            raise ValueError(f"--{name} must be no folder, got {path}")
     if options.plot:
-        pyplot()
+        check_plot(options.plot)
 
 
 def table(

@@ -44,15 +44,19 @@ def read(
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {text} must be in UTF-8: {error}") from error
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ImportError(f"--model needs transformers: {error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"--model {folder} does not load: {error}") from error
     tokens = tokenizer(words, return_tensors="pt").input_ids
+    if tokens.shape[1] == 0:
+        # Without a tokenizer's files transformers makes one that knows no words.
+        raise ValueError(f"--model {folder} has no tokenizer for this text, or the text is empty")
     return capture(model, tokens[:, :num_tokens], num_steps, see)
 
 
