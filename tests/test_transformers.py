@@ -701,7 +701,7 @@ def test_says_what_is_missing() -> None:
     assert result.returncode == 1
     text = (
         "select_attn_ops.integrations.transformers needs torch and transformers >= 5.24: "
-        "pip install 'select-attn-ops[transformers]'"
+        "pip install torch 'transformers>=5.24,<6'"
     )
     assert result.stderr.endswith(f"ImportError: {text}\n")
     assert is_documented(text)

@@ -233,6 +233,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, tuple[list[Row], dict[str, object]]]:
+    from plot_summaries import plot_summaries  # which needs matplotlib: before all else
+
     options = parse(arguments)
     start = time.perf_counter()
 
@@ -256,8 +258,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, tuple[list[Row], d
         for name, (rows, limits) in found.items()
     }
     options.output.write_text(json.dumps(written) + "\n", "utf-8")
-    from plot_summaries import plot_summaries
-
     plot_summaries(found, options.output.with_suffix(".png"))
     return found
 

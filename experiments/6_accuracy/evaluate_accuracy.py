@@ -421,6 +421,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> Evaluation:
+    from plot_accuracy import plot_accuracy  # which needs matplotlib: before anything is measured
+
     options = parse(arguments)
 
     def progress(message: str) -> None:
@@ -430,8 +432,6 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation:
     print_tables(evaluation, options.block_sizes)
     print(f"\n{evaluation.seconds:.0f} s")
     options.output.write_text(json.dumps(asdict(evaluation)) + "\n", "utf-8")
-    from plot_accuracy import plot_accuracy
-
     plot_accuracy(evaluation, options.output.with_suffix(".png"))
     return evaluation
 

@@ -29,7 +29,6 @@ from gen_data_retrieval import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
-MODEL_FOLDER = Path(__file__).resolve().parent / "model"
 SEED = 20
 HEAD_DIM = 32
 # Of the mean loss of each kind of token.
@@ -208,7 +207,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="on which the last bits depend")
     parser.add_argument("--text", type=Path, default=default_text())
-    parser.add_argument("--output", type=Path, default=MODEL_FOLDER)
+    parser.add_argument("--output", type=Path, default=Path("out/model"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = Tokenizer.from_text(read_texts(options.text, held_out=False))

@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "select_attn_ops.integrations.transformers needs torch and transformers >= 5.24: "
-        "pip install 'select-attn-ops[transformers]'"
+        "pip install torch 'transformers>=5.24,<6'"
     ) from error
 
 if TYPE_CHECKING:
