@@ -168,10 +168,12 @@ def _score_errors(
 
     may_overflow = terms * heads > _LARGEST / 2
     may_overflow |= (magnitude * heads > _LARGEST / 2).any(-1)[:, None]
-    # Whether the mean cancels to zero decides between infinity and NaN; two terms cancel exactly.
+    # Whether the mean is zero decides between infinity and NaN. It may cancel to zero, of more than
+    # two terms, which cancel exactly, or underflow.
+    may_vanish = (mean != 0) & (mean.abs() < _TINY)
     if heads > 2:
-        may_vanish = (mean.abs() <= roundings * magnitude) & ~exact_sum
-        may_overflow |= (may_vanish & (maxima.isinf() | minima.isinf())).any(-1).T
+        may_vanish |= (mean.abs() <= roundings * magnitude) & ~exact_sum
+    may_overflow |= (may_vanish & (maxima.isinf() | minima.isinf())).any(-1).T
     error[may_overflow] = float("inf")
     return error
 
