@@ -140,7 +140,8 @@ class RowSums {
   VF probe_;
 };
 
-// Adds up the terms of the first kRowsSideBySide rows of three arrays.
+// Adds up the terms of the first kRowsSideBySide rows of three arrays. With kSameQuery all have the
+// query of the first, which is loaded once.
 template <class Score, bool kCarefully, bool kSameQuery, Ask kAsk, typename T>
 HWY_INLINE void SumRows(const ScoredRow<T>* HWY_RESTRICT rows,
                         const ScoredRow<T>* HWY_RESTRICT to_l1,
@@ -208,8 +209,8 @@ HWY_INLINE bool TryScoreRows(const ScoredRow<T>* HWY_RESTRICT rows,
   const DF df;
   auto probe = hn::Zero(df);
   VF sums[kRowsAtOnce];
+  static_assert(kRowsSideBySide == 2);
   for (int i = 0; i < kRowsAtOnce; i += kRowsSideBySide) {
-    static_assert(kRowsSideBySide == 2);
     if (rows[i].q == rows[i + 1].q) {
       SumRows<Score, kCarefully, true, kAsk>(rows + i, to_l1 + i, to_l2 + i, head_dim, sums + i,
                                              probe);

@@ -143,8 +143,8 @@ def _take_realtime_priority() -> None:
     """For this thread and those that it starts from now on."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except (AttributeError, PermissionError) as error:
-        raise ValueError("--realtime needs Linux and CAP_SYS_NICE, which root has") from error
+    except PermissionError as error:
+        raise ValueError("--realtime needs CAP_SYS_NICE, which root has") from error
 
 
 def _check(runner: Runner, specs: Sequence[Spec]) -> int:
