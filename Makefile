@@ -44,11 +44,13 @@ demo: build
 	mkdir -p $(OUT)
 	$(BIN)/python experiments/1_real_text/demo_real_text.py --output $(OUT)/demo_real_text.png
 
-# With the libraries to compare with where they can be downloaded and built.
+# With the libraries to compare with where they can be downloaded and built, and with the options in
+# BENCH: `make bench BENCH=--realtime`.
 bench: build
 	mkdir -p $(OUT)
 	if PYTHON=$(BIN)/python bash scripts/build_peers.sh build/peers; then peers="--peers build/peers"; fi; \
-		$(BIN)/python -m select_attn_ops bench $$peers --json $(OUT)/bench.json --plot $(OUT)/bench.png
+		$(BIN)/python -m select_attn_ops bench $(BENCH) $$peers --json $(OUT)/bench.json \
+			--plot $(OUT)/bench.png
 
 # On a machine with a GPU: tests, sanitizer and benchmark in one run, with the package that is
 # installed, or with WHEEL=<file>. Needs no network.

@@ -40,6 +40,15 @@ HWY_INLINE V KeepInRegister(V v) {
   return v;
 }
 
+// b if either is NaN.
+HWY_INLINE VF MaxOrSecond(VF a, VF b) {
+#if SELECT_ATTN_HAS_X86_VECTORS
+  return hn::Max(a, b);
+#else
+  return hn::IfThenElse(hn::Gt(a, b), a, b);
+#endif
+}
+
 HWY_INLINE VF LoadOnce(const float* HWY_RESTRICT from) {
   return KeepInRegister(hn::LoadU(DF(), from));
 }

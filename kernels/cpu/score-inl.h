@@ -51,15 +51,6 @@ HWY_INLINE void MeanQuery(const T* HWY_RESTRICT heads, int64_t head_stride, int6
   }
 }
 
-// b if either is NaN.
-HWY_INLINE VF MaxOrSecond(VF a, VF b) {
-#if SELECT_ATTN_HAS_X86_VECTORS
-  return hn::Max(a, b);
-#else
-  return hn::IfThenElse(hn::Gt(a, b), a, b);
-#endif
-}
-
 // The Quest score: an upper bound on the dot product of the query with any key between min and max.
 struct MinMaxScore {
   // Adds max(q * max, q * min) to `sum`, as the larger of the two sums, which rounds alike. That is

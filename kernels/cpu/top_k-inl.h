@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/rank_key.h"
+#include "cpu/row-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,24 +25,15 @@ namespace select_attn::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// ScoreKey of core/rank_key.h, a vector at a time, less 2^31: as signed integers, which are what
-// vectors compare.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> SignedScoreKeys(D df, V scores) {
-  const hn::RebindToSigned<D> di;
-  const auto highest = hn::Set(di, std::numeric_limits<int32_t>::max());
-  const auto no_negative_zero = hn::BitCast(di, hn::Add(scores, hn::Zero(df)));
-  const auto flip = hn::And(hn::BroadcastSignBit(no_negative_zero), highest);
-  const auto is_nan = hn::RebindMask(di, hn::IsNaN(scores));
-  return hn::IfThenElse(is_nan, highest, hn::Xor(no_negative_zero, flip));
-}
-
 // For each lane of `own`, how many of `count` keys are greater.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V CountGreater(D d, const hn::TFromD<D>* HWY_RESTRICT keys, int64_t count, V own) {
-  auto greater = hn::Zero(d);
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> CountGreater(D d, const hn::TFromD<D>* HWY_RESTRICT keys,
+                                                       int64_t count, V own) {
+  const hn::RebindToSigned<D> di;
+  auto greater = hn::Zero(di);
   for (int64_t i = 0; i < count; ++i) {
-    greater = hn::Sub(greater, hn::VecFromMask(d, hn::Gt(hn::Set(d, keys[i]), own)));
+    const auto is_greater = hn::RebindMask(di, hn::Gt(hn::Set(d, keys[i]), own));
+    greater = hn::Sub(greater, hn::VecFromMask(di, is_greater));
   }
   return greater;
 }
@@ -71,8 +63,6 @@ class TopK {
   }
 
  private:
-  using DF = hn::ScalableTag<float>;
-  using DI = hn::ScalableTag<int32_t>;
   using DI64 = hn::ScalableTag<int64_t>;
 
   // Groups per block that is wanted: more of them bring the bar nearer to the k-th best score, and
@@ -84,63 +74,62 @@ class TopK {
 
   static constexpr int64_t kWordBytes = 8;
   static constexpr uint64_t kTopBit = uint64_t{1} << 63;
-  static constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-  // A signed score key that at least k scores reach, or the lowest, which all do.
-  int32_t Bar(const float* HWY_RESTRICT scores, int64_t count, int64_t k) {
+  // A score that at least k of these reach or are NaN, -infinity if need be.
+  float Bar(const float* HWY_RESTRICT scores, int64_t count, int64_t k) {
     const DF df;
-    const DI di;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
     // A group is a lane of every `num_vectors`-th vector. A tail of less than a vector is left out.
     const int64_t num_vectors = std::min((kGroupsPerBlock * k + lanes - 1) / lanes, count / lanes);
     const int64_t num_groups = num_vectors * lanes;
-    if (num_groups < k) return kLowest;
+    if (num_groups < k) return -kInfinity;
     best_.resize(static_cast<size_t>(num_groups));
     for (int64_t group = 0; group < num_groups; group += lanes) {
-      auto best = hn::Set(di, kLowest);
+      auto best = hn::Set(df, -kInfinity);
       for (int64_t i = group; i + lanes <= count; i += num_groups) {
-        best = hn::Max(best, SignedScoreKeys(df, hn::LoadU(df, scores + i)));
+        best = MaxOrSecond(hn::LoadU(df, scores + i), best);  // passes over NaN
       }
-      hn::StoreU(best, di, best_.data() + group);
+      hn::StoreU(best, df, best_.data() + group);
     }
     return num_groups <= kFew ? KthBestByCounting(k) : KthBestBySorting(k);
   }
 
   // The k-th best of best_, whose size is a multiple of the lanes: the least that fewer than k
   // exceed.
-  int32_t KthBestByCounting(int64_t k) const {
-    const DI di;
+  float KthBestByCounting(int64_t k) const {
+    const DF df;
     const auto size = static_cast<int64_t>(best_.size());
+    const hn::RebindToSigned<DF> di;
     const auto bound = hn::Set(di, static_cast<int32_t>(k));
-    auto kth_best = hn::Set(di, std::numeric_limits<int32_t>::max());
-    for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(di))) {
-      const auto own = hn::LoadU(di, best_.data() + i);
-      const auto is_among = hn::Lt(CountGreater(di, best_.data(), size, own), bound);
-      kth_best = hn::Min(kth_best, hn::IfThenElse(is_among, own, kth_best));
+    auto kth_best = hn::Set(df, kInfinity);
+    for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(df))) {
+      const auto own = hn::LoadU(df, best_.data() + i);
+      const auto is_among = hn::Lt(CountGreater(df, best_.data(), size, own), bound);
+      kth_best = hn::Min(kth_best, hn::IfThenElse(hn::RebindMask(df, is_among), own, kth_best));
     }
-    return hn::GetLane(hn::MinOfLanes(di, kth_best));
+    return hn::GetLane(hn::MinOfLanes(df, kth_best));
   }
 
-  int32_t KthBestBySorting(int64_t k) {
+  float KthBestBySorting(int64_t k) {
     std::nth_element(best_.begin(), best_.begin() + (k - 1), best_.end(), std::greater<>());
     return best_[static_cast<size_t>(k - 1)];
   }
 
-  // Leaves the rank keys, less 2^63, of the scores that reach the bar in candidates_. First marks
-  // them all in a row of bits, then looks at the bits 64 at a time: a branch per vector would be
-  // mispredicted at every other one.
-  void Collect(const float* HWY_RESTRICT scores, int64_t count, int64_t first, int32_t bar) {
+  // Leaves the rank keys, less 2^63, of the scores that reach the bar, or are NaN, in candidates_.
+  // First marks them all in a row of bits, then looks at the bits 64 at a time: a branch per vector
+  // would be mispredicted at every other one.
+  void Collect(const float* HWY_RESTRICT scores, int64_t count, int64_t first, float bar) {
     const DF df;
-    const DI di;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
     const int64_t lanes_per_byte = std::min<int64_t>(lanes, 8);
-    const auto vbar = hn::Set(di, bar);
+    const auto vbar = hn::Set(df, bar);
     reaching_.assign(static_cast<size_t>(count / lanes_per_byte + kWordBytes), 0);
     uint8_t* mark = reaching_.data();
     int64_t i = 0;
     for (; i + lanes <= count; i += lanes) {
-      const auto keys = SignedScoreKeys(df, hn::LoadU(df, scores + i));
-      mark += hn::StoreMaskBits(di, hn::Not(hn::Lt(keys, vbar)), mark);
+      const auto is_below = hn::Lt(hn::LoadU(df, scores + i), vbar);
+      mark += hn::StoreMaskBits(df, hn::Not(is_below), mark);
     }
     candidates_.clear();
     const auto add = [&](int64_t place) {
@@ -157,7 +146,7 @@ class TopK {
       }
     }
     for (; i < count; ++i) {
-      if (ScoreKey(scores[i]) >= (static_cast<uint32_t>(bar) ^ 0x80000000u)) add(i);
+      if (!(scores[i] < bar)) add(i);
     }
   }
 
@@ -194,7 +183,7 @@ class TopK {
     std::transform(candidates_.begin(), end, ranked_.begin(), Block);
   }
 
-  std::vector<int32_t> best_;        // signed score key of the best block of every group
+  std::vector<float> best_;          // score of the best block of every group
   std::vector<uint8_t> reaching_;    // bits: which scores reach the bar
   std::vector<int64_t> candidates_;  // rank key, less 2^63, of those that do
   std::vector<int32_t> ranked_;      // blocks in the order of rank

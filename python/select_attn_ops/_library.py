@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import operator
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,13 @@ def optional_number(name: str, value: Any) -> float | None:
 
 def mark_written(*tensors: Any) -> None:
     """Tell torch's autograd that the library has changed tensors behind its back."""
+    mark_torch_written(filter(is_torch, tensors))
+
+
+def mark_torch_written(tensors: Iterable[Any]) -> None:
+    """As `mark_written`, for torch tensors."""
     for tensor in tensors:
-        if is_torch(tensor) and not tensor.is_inference():
+        if not tensor.is_inference():
             _increment_version(tensor)
 
 

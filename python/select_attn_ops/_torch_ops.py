@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ._library import is_torch, mark_written, torch
+from ._library import is_torch, mark_torch_written, torch
 
 
 def _private(name: str) -> Callable[[], object]:
@@ -81,7 +81,7 @@ def call_directly(
         function(*arguments)
     except Exception:  # the long way meets it again, with the argument's name
         return False
-    mark_written(*written)
+    mark_torch_written(written)
     return True
 
 
