@@ -1021,3 +1021,21 @@ def test_flashinfer_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(alternatives.UnavailableError, match="it has nothing like it"):
         prepare([alternatives.TablesProblem(numbers, numbers, numbers, 1)])
     assert not set(alternatives.CUDA_PEERS) & set(alternatives.alternatives(True, CPU))
+
+
+@pytest.mark.parametrize("operator", [SELECT, PREFILL])
+def test_inputs_leave_memory_to_the_alternatives(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Spec(Shape(operator, (512,), num_heads=1, num_kv_heads=1, rows=4, places_per_block=8))
+
+    def sets_and_bytes() -> tuple[int, int]:
+        case = cases.build(spec, CPU, rotated_bytes=1 << 21)
+        return len(case.calls), sum(t.untyped_storage().nbytes() for t in case.touched[0])
+
+    sets, size = sets_and_bytes()
+    memory = 4 * size // 2
+    monkeypatch.setattr(cases, "total_memory_bytes", lambda: memory)
+    fewer, smaller = sets_and_bytes()
+    assert 2 < fewer < sets
+    assert smaller <= memory / 4

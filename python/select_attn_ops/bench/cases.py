@@ -18,6 +18,7 @@ from .. import (
     selected_block_tables,
 )
 from . import alternatives
+from .measuring import total_memory_bytes
 from .spans import touched_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -229,10 +230,15 @@ def _tables(
     return tables.to(device)
 
 
-def _set_count(bytes_per_set: int, rotated_bytes: int, device: torch.device) -> int:
+def _set_count(
+    bytes_per_set: int, rotated_bytes: int, device: torch.device, places_per_block: int = 1
+) -> int:
     if bytes_per_set > 4 * rotated_bytes:  # no cache holds much of it from one turn to the next
         return 1
-    most = MAX_SETS_CUDA if device.type == "cuda" else MAX_SETS
+    most = MAX_SETS_CUDA
+    if device.type != "cuda":
+        # The alternatives may hold copies of the pools.
+        most = min(MAX_SETS, total_memory_bytes() // (4 * bytes_per_set * places_per_block))
     return max(2, min(most, -(-rotated_bytes // bytes_per_set)))
 
 
@@ -285,8 +291,8 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     rows = s.rows_per_metadata_block
     blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
-    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes, device)
     places = s.places_per_block
+    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes, device, places)
     maxima = _pool(sets * sum(blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(blocks) * places, rows, s, dtype, device, shift=-4)
     generator = torch.Generator().manual_seed(1)
@@ -363,8 +369,9 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
     kv_blocks = sum(updated)
     metadata_blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
-    sets = _set_count(kv_blocks * (s.block_size + 2) * row_bytes, rotated_bytes, device)
     places = s.places_per_block
+    bytes_per_set = kv_blocks * (s.block_size + 2) * row_bytes
+    sets = _set_count(bytes_per_set, rotated_bytes, device, places)
     keys = _pool(sets * kv_blocks * places, s.block_size, s, dtype, device)
     maxima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)

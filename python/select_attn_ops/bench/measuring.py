@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
 import re
 import statistics
@@ -189,3 +190,8 @@ def last_cache_bytes(device: torch.device | None = None) -> int:
         if match is not None:
             sizes.append(int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]])
     return max(sizes) or 32 << 20
+
+
+def total_memory_bytes() -> int:
+    """Size of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
