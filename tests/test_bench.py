@@ -929,6 +929,24 @@ def test_a_busy_machine_gives_no_verdict() -> None:
     assert "unknown" in report.table_text([disturbed], [])
 
 
+@pytest.mark.parametrize(("shares", "rounds"), [((1.1, 1), (3, 6)), ((1.1, 1.1, 1.1), (3, 6, 12))])
+def test_more_than_the_ceiling_is_measured_again_for_longer(
+    shares: tuple[float, ...], rounds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(self: object, case: object, others: object, skipped: object, effort: Any) -> Any:
+        share = shares[len(measured)]
+        measured.append(effort.least_rounds)
+        return result("line 1", 50, share=Spread(share, share, share))
+
+    monkeypatch.setattr(runner.Runner, "_measure", measure)
+    run = runner.Runner(CPU, QUICK)
+    case = run.build(Spec(Shape(SELECT, (512,), num_heads=1, num_kv_heads=1, rows=4)))
+    assert run.measure(case, beside_alternatives=False).share.median == shares[-1]
+    assert tuple(measured) == rounds
+
+
 @pytest.mark.parametrize(("share_of_rate", "disturbed"), [(1.0, False), (3.0, True)])
 def test_notices_a_busy_machine(
     share_of_rate: float, disturbed: bool, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,15 @@ class Effort:
     """Size of the inputs that are rotated, as a multiple of the last cache."""
     small: bool = False
     """Whether small stand-ins will do: to see that it works, not how fast."""
+
+    def twice(self) -> Effort:
+        """With twice as many rounds."""
+        return replace(
+            self,
+            seconds=2 * self.seconds,
+            least_rounds=2 * self.least_rounds,
+            most_rounds=2 * self.most_rounds,
+        )
 
 
 THOROUGH = Effort(seconds=0.6, least_rounds=9, most_rounds=200, caches=4)

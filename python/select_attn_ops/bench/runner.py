@@ -29,7 +29,7 @@ CREDIBLE_SHARE = 1.02
 # tensors at the start of the run: something else had the processors.
 _LONG_READ = 32 << 20
 _BUSY_SHARE = 0.5
-# How often a ceiling that is too low is looked for anew.
+# How often a ceiling that is too low is looked for anew, each time for twice as long.
 _ATTEMPTS = 3
 
 
@@ -163,16 +163,22 @@ class Runner:
         """Check and measure a case in the present setting."""
         case.check()
         others, skipped = self._alternatives(case, compiled) if beside_alternatives else ({}, {})
+        effort = self.effort
         for _ in range(_ATTEMPTS):
-            result = self._measure(case, others, skipped)
+            result = self._measure(case, others, skipped, effort)
             if result.credible:
                 break
-            # Other work on the machine may have hidden the best way to read.
+            # Other work on the machine may have hidden the best way to read, or it may be chance.
             self.ceiling.forget()
+            effort = effort.twice()
         return result
 
     def _measure(
-        self, case: Case, others: Mapping[str, Contender], skipped: dict[str, str]
+        self,
+        case: Case,
+        others: Mapping[str, Contender],
+        skipped: dict[str, str],
+        effort: Effort,
     ) -> Result:
         threads, target = runtime.get_num_threads(), runtime.simd_target()
         best = self.ceiling.best(case.touched)
@@ -180,7 +186,7 @@ class Runner:
             self.clock,
             [self.clock.contender(case.calls, target), *(contender for _, contender in best)],
             Turns(len(case.calls)),
-            self.effort,
+            effort,
             list(others.values()),
         )
         runtime.set_simd_target(target)
