@@ -759,6 +759,29 @@ def test_selected_block_tables(call: Tables) -> None:
     call.check()
 
 
+def test_tables_of_near_far_and_repeated_blocks_in_turn() -> None:
+    blocks, k = 20_000, 6
+    rows = [
+        [19_999, 3, 12_345, -1, -1, 64],
+        [130, 64, 63, 65, 0, 127],
+        [70, 5, 70, 5, 70, 5],
+        [5, 70, 6, 71, 7, 72],
+        [-1] * k,
+        [9, 8, 19_998, 7, 19_998, 6],
+        [383, 382, 1, 0, 191, 192],
+    ]
+    selected = torch.tensor([rows], dtype=torch.int32)
+    block_tables = torch.randperm(blocks, dtype=torch.int32)[None]
+    seq_lens = torch.tensor([blocks * 2 - 1], dtype=torch.int32)
+    set_num_threads(1)
+    tables, lens = selected_block_tables(selected, block_tables, seq_lens, block_size=2)
+    for row, table, length in zip(rows, tables[0], lens[0], strict=True):
+        listed = sorted(number for number in row if number >= 0)
+        expected = [*block_tables[0, listed].tolist(), *[-1] * (k - len(listed))]
+        assert table.tolist() == expected
+        assert length == sum(1 if number == blocks - 1 else 2 for number in listed)
+
+
 def tables_of(inputs: TablesInputs) -> tuple[torch.Tensor, torch.Tensor]:
     there = inputs.map(lambda tensor: tensor.to(DEVICE))
     tables, lens = selected_block_tables(*there.positional, block_size=inputs.block_size)
