@@ -1,5 +1,5 @@
-// How the CPU kernels read a row of float16, bfloat16 or float32 as float32, and write one.
-// Included once per SIMD target, hence the toggle.
+// How the CPU kernels read a row of float16, bfloat16 or float32 as float32, and write one, and
+// what they do alike with the vectors between. Included once per SIMD target, hence the toggle.
 
 #if defined(SELECT_ATTN_OPS_CPU_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SELECT_ATTN_OPS_CPU_ROW_INL_H_

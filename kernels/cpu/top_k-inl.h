@@ -25,14 +25,15 @@ namespace select_attn::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// For each lane of `own`, how many of `count` keys are greater.
+// For each lane of `own`, how many of `count` others are greater.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> CountGreater(D d, const hn::TFromD<D>* HWY_RESTRICT keys,
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> CountGreater(D d,
+                                                       const hn::TFromD<D>* HWY_RESTRICT others,
                                                        int64_t count, V own) {
   const hn::RebindToSigned<D> di;
   auto greater = hn::Zero(di);
   for (int64_t i = 0; i < count; ++i) {
-    const auto is_greater = hn::RebindMask(di, hn::Gt(hn::Set(d, keys[i]), own));
+    const auto is_greater = hn::RebindMask(di, hn::Gt(hn::Set(d, others[i]), own));
     greater = hn::Sub(greater, hn::VecFromMask(di, is_greater));
   }
   return greater;
@@ -183,7 +184,7 @@ class TopK {
     std::transform(candidates_.begin(), end, ranked_.begin(), Block);
   }
 
-  std::vector<float> best_;          // score of the best block of every group
+  std::vector<float> best_;          // best score of every group, NaN left out
   std::vector<uint8_t> reaching_;    // bits: which scores reach the bar
   std::vector<int64_t> candidates_;  // rank key, less 2^63, of those that do
   std::vector<int32_t> ranked_;      // blocks in the order of rank

@@ -124,6 +124,17 @@ TEST_P(TopKTest, SpecialValues) {
   ExpectSorted(std::vector<float>(700, nan));
 }
 
+TEST_P(TopKTest, FewerNaNThanAreSelected) {  // which no bar may keep others from
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (const size_t num_nan : {1, 7, 50, 250}) {
+    std::vector<float> scores(3000);
+    for (float& score : scores) score = normal(random);
+    for (size_t i = 0; i < num_nan; ++i) scores[i * 11] = std::nanf("");
+    ExpectSorted(scores);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets, TopKTest, testing::ValuesIn(SimdTargets()),
                          [](const auto& info) { return info.param; });
 

@@ -79,6 +79,11 @@ class Shape:
         return self.rows_per_metadata_block * self.block_size
 
     @property
+    def pool_bytes_per_byte(self) -> int:
+        """What the pools have for each byte that is in use."""
+        return self.places_per_block * (2 if self.layout == "half_of_last" else 1)
+
+    @property
     def batch(self) -> int:
         return len(self.seq_lens)
 
@@ -231,14 +236,14 @@ def _tables(
 
 
 def _set_count(
-    bytes_per_set: int, rotated_bytes: int, device: torch.device, places_per_block: int = 1
+    bytes_per_set: int, rotated_bytes: int, device: torch.device, pool_bytes_per_byte: int = 1
 ) -> int:
     if bytes_per_set > 4 * rotated_bytes:  # no cache holds much of it from one turn to the next
         return 1
     most = MAX_SETS_CUDA
     if device.type != "cuda":
         # The alternatives may hold copies of the pools.
-        most = min(MAX_SETS, total_memory_bytes() // (4 * bytes_per_set * places_per_block))
+        most = min(MAX_SETS, total_memory_bytes() // (4 * bytes_per_set * pool_bytes_per_byte))
     return max(2, min(most, -(-rotated_bytes // bytes_per_set)))
 
 
@@ -292,7 +297,9 @@ def _build_select(spec: Spec, device: torch.device, rotated_bytes: int) -> Case:
     blocks = [count // rows for count in s.num_blocks]
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
     places = s.places_per_block
-    sets = _set_count(2 * sum(s.num_blocks) * row_bytes, rotated_bytes, device, places)
+    sets = _set_count(
+        2 * sum(s.num_blocks) * row_bytes, rotated_bytes, device, s.pool_bytes_per_byte
+    )
     maxima = _pool(sets * sum(blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(blocks) * places, rows, s, dtype, device, shift=-4)
     generator = torch.Generator().manual_seed(1)
@@ -371,7 +378,7 @@ def _build_prefill(spec: Spec, device: torch.device, rotated_bytes: int) -> Case
     row_bytes = s.num_kv_heads * s.head_dim * dtype.itemsize
     places = s.places_per_block
     bytes_per_set = kv_blocks * (s.block_size + 2) * row_bytes
-    sets = _set_count(bytes_per_set, rotated_bytes, device, places)
+    sets = _set_count(bytes_per_set, rotated_bytes, device, s.pool_bytes_per_byte)
     keys = _pool(sets * kv_blocks * places, s.block_size, s, dtype, device)
     maxima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)
     minima = _pool(sets * sum(metadata_blocks) * places, rows, s, dtype, device)

@@ -29,7 +29,7 @@ CREDIBLE_SHARE = 1.02
 # tensors at the start of the run: something else had the processors.
 _LONG_READ = 32 << 20
 _BUSY_SHARE = 0.5
-# How often a ceiling that is too low is looked for anew, each time for twice as long.
+# How often a ceiling that is too low is looked for anew, and measured for twice as long.
 _ATTEMPTS = 3
 
 
