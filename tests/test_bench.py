@@ -929,22 +929,25 @@ def test_a_busy_machine_gives_no_verdict() -> None:
     assert "unknown" in report.table_text([disturbed], [])
 
 
-@pytest.mark.parametrize(("shares", "rounds"), [((1.1, 1), (3, 6)), ((1.1, 1.1, 1.1), (3, 6, 12))])
-def test_more_than_the_ceiling_is_measured_again_for_longer(
-    shares: tuple[float, ...], rounds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "cares"), [(1e9, (1,)), (0, (1, 2, 4))])
+def test_more_than_the_ceiling_is_measured_again_with_more_care(
+    limit: float, cares: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = []
+    ways, rounds = [], []
+    interleave_all = runner.interleave
 
-    def measure(self: object, case: object, others: object, skipped: object, effort: Any) -> Any:
-        share = shares[len(measured)]
-        measured.append(effort.least_rounds)
-        return result("line 1", 50, share=Spread(share, share, share))
+    def interleave_some(clock: Any, contenders: Any, turns: Any, effort: Any, rare: Any) -> Any:
+        ways.append(len(contenders) - 1)
+        rounds.append(effort.least_rounds)
+        return interleave_all(clock, contenders, turns, effort, rare)
 
-    monkeypatch.setattr(runner.Runner, "_measure", measure)
+    monkeypatch.setattr(runner, "CREDIBLE_SHARE", limit)
+    monkeypatch.setattr(runner, "interleave", interleave_some)
     run = runner.Runner(CPU, QUICK)
     case = run.build(Spec(Shape(SELECT, (512,), num_heads=1, num_kv_heads=1, rows=4)))
-    assert run.measure(case, beside_alternatives=False).share.median == shares[-1]
-    assert tuple(measured) == rounds
+    assert run.measure(case, beside_alternatives=False).credible == (limit > 0)
+    assert ways == [3 * care for care in cares]
+    assert rounds == [3 * care for care in cares]
 
 
 @pytest.mark.parametrize(("share_of_rate", "disturbed"), [(1.0, False), (3.0, True)])

@@ -77,13 +77,13 @@ class Effort:
     small: bool = False
     """Whether small stand-ins will do: to see that it works, not how fast."""
 
-    def twice(self) -> Effort:
-        """With twice as many rounds."""
+    def times(self, factor: int) -> Effort:
+        """With so many times the rounds."""
         return replace(
             self,
-            seconds=2 * self.seconds,
-            least_rounds=2 * self.least_rounds,
-            most_rounds=2 * self.most_rounds,
+            seconds=factor * self.seconds,
+            least_rounds=factor * self.least_rounds,
+            most_rounds=factor * self.most_rounds,
         )
 
 

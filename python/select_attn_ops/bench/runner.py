@@ -29,7 +29,7 @@ CREDIBLE_SHARE = 1.02
 # tensors at the start of the run: something else had the processors.
 _LONG_READ = 32 << 20
 _BUSY_SHARE = 0.5
-# How often a ceiling that is too low is looked for anew, and measured for twice as long.
+# How often a ceiling that is too low is looked for, with twice the care each time.
 _ATTEMPTS = 3
 
 
@@ -163,14 +163,12 @@ class Runner:
         """Check and measure a case in the present setting."""
         case.check()
         others, skipped = self._alternatives(case, compiled) if beside_alternatives else ({}, {})
-        effort = self.effort
-        for _ in range(_ATTEMPTS):
-            result = self._measure(case, others, skipped, effort)
+        for attempt in range(_ATTEMPTS):
+            result = self._measure(case, others, skipped, care=2**attempt)
             if result.credible:
                 break
             # Other work on the machine may have hidden the best way to read, or it may be chance.
             self.ceiling.forget()
-            effort = effort.twice()
         return result
 
     def _measure(
@@ -178,15 +176,15 @@ class Runner:
         case: Case,
         others: Mapping[str, Contender],
         skipped: dict[str, str],
-        effort: Effort,
+        care: int,
     ) -> Result:
         threads, target = runtime.get_num_threads(), runtime.simd_target()
-        best = self.ceiling.best(case.touched)
+        best = self.ceiling.best(case.touched, care)
         seconds, others_seconds = interleave(
             self.clock,
             [self.clock.contender(case.calls, target), *(contender for _, contender in best)],
             Turns(len(case.calls)),
-            effort,
+            self.effort.times(care),
             list(others.values()),
         )
         runtime.set_simd_target(target)
