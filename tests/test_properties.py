@@ -763,12 +763,12 @@ def test_tables_of_near_far_and_repeated_blocks_in_turn() -> None:
     blocks, k = 20_000, 6
     rows = [
         [19_999, 3, 12_345, -1, -1, 64],
-        [130, 64, 63, 65, 0, 127],
+        [100, 64, 63, 65, 0, 127],
         [70, 5, 70, 5, 70, 5],
-        [5, 70, 6, 71, 7, 72],
+        [1, 66, 2, 67, 3, 68],  # none of the row before
         [-1] * k,
         [9, 8, 19_998, 7, 19_998, 6],
-        [383, 382, 1, 0, 191, 192],
+        [127, 126, 125, 4, 64, 63],
     ]
     selected = torch.tensor([rows], dtype=torch.int32)
     block_tables = torch.randperm(blocks, dtype=torch.int32)[None]

@@ -77,7 +77,7 @@ class TopK {
   static constexpr uint64_t kTopBit = uint64_t{1} << 63;
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-  // A score that at least k of these reach or are NaN, -infinity if need be.
+  // A score that at least k of these reach, where NaN reaches any; -infinity if need be.
   float Bar(const float* HWY_RESTRICT scores, int64_t count, int64_t k) {
     const DF df;
     const auto lanes = static_cast<int64_t>(hn::Lanes(df));
@@ -100,8 +100,8 @@ class TopK {
   // exceed.
   float KthBestByCounting(int64_t k) const {
     const DF df;
-    const auto size = static_cast<int64_t>(best_.size());
     const hn::RebindToSigned<DF> di;
+    const auto size = static_cast<int64_t>(best_.size());
     const auto bound = hn::Set(di, static_cast<int32_t>(k));
     auto kth_best = hn::Set(df, kInfinity);
     for (int64_t i = 0; i < size; i += static_cast<int64_t>(hn::Lanes(df))) {

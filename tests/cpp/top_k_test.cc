@@ -124,14 +124,20 @@ TEST_P(TopKTest, SpecialValues) {
   ExpectSorted(std::vector<float>(700, nan));
 }
 
-TEST_P(TopKTest, FewerNaNThanAreSelected) {  // which no bar may keep others from
+// NaN comes first, but must not keep others out, wherever it lies.
+TEST_P(TopKTest, FewerNaNThanAreSelected) {
   std::mt19937 random(4);
   std::normal_distribution<float> normal;
-  for (const size_t num_nan : {1, 7, 50, 250}) {
-    std::vector<float> scores(3000);
-    for (float& score : scores) score = normal(random);
-    for (size_t i = 0; i < num_nan; ++i) scores[i * 11] = std::nanf("");
-    ExpectSorted(scores);
+  for (const size_t num_nan : {1, 5, 7, 30, 50, 250}) {
+    for (int draw = 0; draw < 8; ++draw) {
+      std::vector<float> scores(3072);  // whole vectors
+      for (float& score : scores) score = normal(random);
+      std::fill_n(scores.begin(), num_nan, std::nanf(""));
+      std::shuffle(scores.begin(), scores.end() - 1, random);
+      std::swap(scores.back(), *std::find_if(scores.begin(), scores.end(),
+                                             [](float score) { return std::isnan(score); }));
+      ExpectSorted(scores);
+    }
   }
 }
 
