@@ -248,10 +248,9 @@ def decode_step(runner: Runner) -> list[Finding]:
     for tokens, limit in [(4 * _K, 1)] if small else [(32 * _K, 8), (128 * _K, 25), (512 * _K, 50)]:
         steps = DecodeStep.rotated(tokens, runner)
         ways = (DecodeStep.sparse, DecodeStep.dense, DecodeStep.torch_dense)
-        for name, ratio in zip(
-            ("every block", "torch, contiguous"), _ratios(runner, steps, ways), strict=True
-        ):
-            what = f"update, select, attend over attention to {name}, {tokens // _K}k tokens"
+        others = ("attention to every block", "torch's, cache contiguous")
+        for name, ratio in zip(others, _ratios(runner, steps, ways), strict=True):
+            what = f"step (update, select, attend) over {name}, {tokens // _K}k tokens"
             found.append(Finding("line 12", what, ratio, 1 / limit))
     return found
 
